@@ -1,0 +1,62 @@
+# Every target works on a bare machine with python3.12 or python3.11; `make env` builds what the others need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON := $(shell for p in python3.12 python3.11; do $$p -c 'import venv' 2>/dev/null && { command -v $$p; break; }; done)
+UV := $(shell command -v uv)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCKS := requirements/platform.lock requirements/training.lock requirements/dev.lock
+HOST ?= 127.0.0.1
+PORT ?= 9000
+WORKERS ?= 1
+
+.PHONY: help env run test lint lock clean
+
+help: ## Show these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+env: $(STAMP) ## Make .venv from the hashed locks (again only when a lock changed)
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "python3.12 or python3.11 (with venv) is needed; install one and try again" >&2; exit 1; }
+	@echo "making $(VENV) with $(PYTHON)$(if $(UV), through uv,)"
+	@rm -rf $(VENV)
+ifneq ($(UV),)
+	@uv venv --quiet --python $(PYTHON) $(VENV)
+	@uv pip install --quiet --python $(BIN)/python --require-hashes $(LOCKS:%=-r %)
+	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+else
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes $(LOCKS:%=-r %)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
+	@touch $@
+
+run: env ## Serve champion and challenger on http://127.0.0.1:9000 (PORT=, WORKERS=, HOST=)
+	@$(BIN)/contender serve manifests/base/seldondeployment.yaml --host $(HOST) --port $(PORT) --workers $(WORKERS)
+
+test: env lint ## Check everything: lint, types, import contracts, tests
+	@$(BIN)/pytest $(ARGS)
+
+lint: env ## Check format, lint, types, import contracts, manifests
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/contender lint manifests/base/*.yaml
+
+# A lock holds hashes and no registry's name; it is made for Linux with python 3.11 and serves 3.12 as well.
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --upgrade
+lock: env ## Resolve requirements/*.in again into hashed locks
+	@cd requirements && export PATH=$(abspath $(BIN)):$$PATH && C="$(COMPILE:$(BIN)/%=%)" && \
+		$$C platform.in -o platform.lock && \
+		$$C training.in -c platform.lock -o training.lock && \
+		$$C dev.in -c platform.lock -c training.lock -o dev.lock && \
+		$$C units.in -o units.lock
+
+clean: ## Remove environments, caches and local state (var/, with its ledger)
+	@rm -rf $(VENV) .venv-units var build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf *.egg-info

@@ -1,0 +1,1 @@
+"""Console shows: commands and pages for people."""

@@ -1,0 +1,321 @@
+"""The commands. Each reads its options, calls one function, and prints; one clear line for each error.
+
+Invariant: exit code 0 only if what was asked for was done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from console import epochs
+from console.errors import CommandError
+from console.home import Home
+from router.epoch import CHAMPION, Epoch
+
+DEFAULT_GRAPH = Path("manifests/base/seldondeployment.yaml")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Champion-challenger serving for scikit-learn models: splits customers, assigns campaigns, keeps the evidence.",
+)
+HomeOption = Annotated[Path, typer.Option("--home", envvar="CONTENDER_HOME", help="State of the server: ledger, spool, epoch.")]
+TestOption = Annotated[str | None, typer.Option("--test", help="The experiment, where the ledger holds several.")]
+GraphOption = Annotated[Path, typer.Option("--graph", help="The SeldonDeployment's manifest.")]
+
+
+@app.command()
+def serve(
+    file: Annotated[Path, typer.Argument(help="A SeldonDeployment's manifest.")] = DEFAULT_GRAPH,
+    experiment: Annotated[Path | None, typer.Option(help="The Experiment; default: experiment.yaml beside FILE.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.", min=1, max=65535)] = 9000,
+    workers: Annotated[int, typer.Option(help="Serving processes.", min=1, max=64)] = 1,
+    inputs: Annotated[bool, typer.Option(help="Keep the rows' inputs in the ledger, for retraining and drift.")] = True,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Run every node of the graph in one process (and its workers) and answer requests."""
+    from console.serve import serve as run  # noqa: PLC0415 - a command loads what it needs
+
+    run(file, experiment, Home(home), host, port, workers, inputs)
+
+
+@app.command()
+def share(
+    value: Annotated[str | None, typer.Argument(help="The new share, such as 25%; nothing shows the current one.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "",
+    arm: Annotated[str, typer.Option(help="The challenger meant.")] = "challenger",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the epoch record.")] = False,
+    test: TestOption = None,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Show the challenger's share of the customers, or set it. Running servers take it over within a second."""
+    with _ledger(home, test) as (where, store, name):
+        epoch = epochs.current(store, name)
+        if value is not None:
+            points = epochs.basis_points(value)
+            epoch = epochs.change(store, epoch, reason or f"share {value}", arms=epoch.with_share(arm, points))
+        if as_json:
+            typer.echo(epoch.to_json())
+            return
+        _show_epoch(epoch)
+        if value is not None and not where.served():
+            typer.echo(f"no server runs on {where.path}; the next one starts with this epoch")
+
+
+@app.command("new-test")
+def new_test(
+    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")],
+    graph: GraphOption = DEFAULT_GRAPH,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Begin a new test on the rules file as it is now: same share, fresh salt, no evidence from before."""
+    from console.serve import declaration_for, served_digests  # noqa: PLC0415
+    from serving.graph import load_deployment  # noqa: PLC0415
+
+    deployment = load_deployment(graph)
+    declared = declaration_for(graph, deployment, None)
+    digests, decision = served_digests(deployment)
+    with _ledger(home, declared.test) as (_, store, name):
+        used = {Epoch.from_json(each).salt for each in store.epochs(name)}
+        _show_epoch(epochs.new_test(store, epochs.current(store, name), declared, digests, decision, reason, used))
+
+
+@app.command("epochs")
+def history(test: TestOption = None, home: HomeOption = Path("var")) -> None:
+    """List every epoch: who changed what, when and why."""
+    with _ledger(home, test) as (_, store, name):
+        grid = Grid("epoch", "at", "by", "salt", "shares", "reason", title=f"test {name}")
+        for document in store.epochs(name):
+            each = Epoch.from_json(document)
+            grid.add_row(str(each.epoch), each.at, each.actor, each.salt, _shares(each), each.reason)
+        Console().print(grid)
+
+
+@app.command()
+def exposures(
+    format: Annotated[str, typer.Option(help="jsonl or csv.")] = "jsonl",
+    since: Annotated[str | None, typer.Option(help="Only rows answered at or after this RFC 3339 time.")] = None,
+    test: TestOption = None,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Print every row answered, one a line, whatever is still in the spool included."""
+    from console.exposures import export  # noqa: PLC0415
+
+    with _ledger(home, test) as (where, store, name):
+        export(where, store, name, since, format, sys.stdout)
+
+
+@app.command()
+def example(use_case: Annotated[str, typer.Argument(help="The use case, such as campaigns.")] = "campaigns") -> None:
+    """Print one valid request."""
+    from console.sample import example_request  # noqa: PLC0415
+
+    typer.echo(json.dumps(example_request(_bundle(use_case)), ensure_ascii=False))
+
+
+@app.command()
+def predict(
+    devices: Annotated[str, typer.Option(help="CSV with a line of column names; - reads stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Where the answers go as CSV; default: stdout.")] = None,
+    batch: Annotated[int, typer.Option(help="Rows scored at a time.", min=1, max=10_000)] = 1000,
+    record: Annotated[bool, typer.Option(help="Record the exposures in the ledger, as a server does.")] = True,
+    graph: GraphOption = DEFAULT_GRAPH,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Score a file of devices in this process, under the current epoch, and write their arms, scores and campaigns."""
+    from console.scoring import Scorer, read_devices  # noqa: PLC0415
+    from console.scoring import predict as run
+
+    with _reading(devices) as file, _writing(out) as target:
+        scorer = Scorer(graph, Home(home), keep=record)
+        try:
+            with _progress("rows", None) as tick:
+                rows = run(read_devices(file, devices, batch), scorer.score, target, tick)
+        finally:
+            scorer.close()
+    typer.echo(f"{rows} rows answered under epoch {scorer.epoch.epoch}", err=True)
+
+
+@app.command()
+def table(
+    count: Annotated[int, typer.Option(help="Devices of the sample population.", min=1, max=10_000)] = 50,
+    seed: Annotated[int, typer.Option(help="Which sample.")] = 1,
+    devices: Annotated[str | None, typer.Option(help="A CSV of devices instead of the sample.")] = None,
+    graph: GraphOption = DEFAULT_GRAPH,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Show devices with gender, age, decile, arm and campaigns. A look, not an exposure: nothing is recorded."""
+    from itertools import islice  # noqa: PLC0415
+
+    from console.sample import sample  # noqa: PLC0415
+    from console.scoring import Scorer, read_devices  # noqa: PLC0415
+    from serving.table import Table  # noqa: PLC0415
+
+    scorer = Scorer(graph, Home(home), keep=False)
+    try:
+        if devices is None:
+            names, rows = sample(_bundle("campaigns"), count, seed)
+            answer = scorer.score(Table(names, list(rows)))
+        else:
+            with _reading(devices) as file:
+                first = next(islice(read_devices(file, devices, count), 1), None)
+                if first is None:
+                    raise CommandError(f"{devices}: no devices below the line of names")
+                answer = scorer.score(first)
+    finally:
+        scorer.close()
+    grid = Grid(title=f"{answer.count} devices, epoch {scorer.epoch.epoch}, {_shares(scorer.epoch)}")
+    shown = ["device_id", "gender", "age", "age_band", "gender_score", "gender_decile", "arm", "campaigns"]
+    for name in shown:
+        grid.add_column(name, justify="right" if name in ("age", "gender_score", "gender_decile") else "left", no_wrap=True)
+    for values in zip(*(answer.column(name) or [] for name in shown), strict=True):
+        cells = dict(zip(shown, values, strict=True))
+        cells["age"] = "" if cells["age"] is None else f"{cells['age']:.1f}"
+        cells["gender_score"] = f"{cells['gender_score']:.3f}"
+        grid.add_row(*(str(cell) for cell in cells.values()), style="cyan" if cells["arm"] != CHAMPION else None)
+    Console().print(grid)
+
+
+@app.command()
+def demo(
+    url: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:9000",
+    customers: Annotated[int, typer.Option(help="Customers of the sample population.", min=1, max=1_000_000)] = 5000,
+    batch: Annotated[int, typer.Option(help="Rows of one request.", min=1, max=10_000)] = 50,
+    seed: Annotated[int, typer.Option(help="Which sample.")] = 1,
+) -> None:
+    """Send a sample population to a running server and show the split that came back."""
+    from console.demo import run  # noqa: PLC0415
+    from console.remote import Server  # noqa: PLC0415
+    from console.sample import sample  # noqa: PLC0415
+
+    names, rows = sample(_bundle("campaigns"), customers, seed)
+    with _progress("customers", customers) as tick:
+        seen = run(Server(url), names, rows, batch, tick)
+    grid = Grid("epoch", "arm", "customers", "share", "campaigns 1 to 6, share of the arm's customers", title="Split seen")
+    for (epoch, arm), count in sorted(seen.arms.items()):
+        total = sum(n for (e, _), n in seen.arms.items() if e == epoch)
+        served = sum(n for (_, a), n in seen.arms.items() if a == arm)
+        mix = "  ".join(f"{number} {seen.campaigns[arm][str(number)] / served:.0%}" for number in range(1, 7))
+        grid.add_row(str(epoch), arm, str(count), f"{count / total:.2%}", mix)
+    Console().print(grid)
+
+
+@app.command()
+def train(
+    use_case: Annotated[str, typer.Argument(help="campaigns.")],
+    data: Annotated[Path, typer.Option(help="Folder of the training data.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write champion/ and challenger/ into.")] = Path("models"),
+    seed: Annotated[int, typer.Option(help="Same seed, same data, same machine: same metrics.")] = 1,
+) -> None:
+    """Train both arms of a use case and write their bundles."""
+    from console.train import train as run  # noqa: PLC0415
+
+    run(use_case, data, out, seed)
+
+
+@app.command()
+def lint(files: Annotated[list[Path], typer.Argument(help="Manifests and rules files.")]) -> None:
+    """Check graphs, experiments and campaign rules; print every fault with its place."""
+    from console.lint import faults  # noqa: PLC0415
+
+    found = [fault for file in files for fault in faults(file)]
+    for fault in found:
+        typer.echo(fault, err=True)
+    if found:
+        raise CommandError(f"{len(found)} fault(s) in {len(files)} file(s)")
+    typer.echo(f"{len(files)} file(s) without a fault")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def executor() -> None:
+    """Run as the graph engine of a Seldon pod: the stock executor's flags and ENGINE_PREDICTOR."""
+    from console.executor import main  # noqa: PLC0415
+
+    raise typer.Exit(main(sys.argv[2:]) or 0)
+
+
+def configure_logging() -> None:
+    """One line a message on stderr, so that stdout stays data."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+@contextmanager
+def _ledger(home: Path, test: str | None) -> Iterator[tuple[Home, Any, str]]:
+    where = Home(home)
+    store = where.open_store()
+    try:
+        yield where, store, where.test(store, test)
+    finally:
+        store.close()
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[IO[str]]:
+    if name == "-":
+        yield sys.stdin
+        return
+    try:
+        file = Path(name).open(encoding="utf-8-sig", newline="")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise CommandError(f"{name}: {error.strerror}") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def _writing(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+@contextmanager
+def _progress(unit: str, total: int | None) -> Iterator[Any]:
+    """Show a bar on stderr where a person looks at it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    screen = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
+        task = progress.add_task(unit, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _bundle(use_case: str) -> Path:
+    folder = Path("models") / CHAMPION / use_case
+    if not (folder / "model.json").exists():
+        known = ", ".join(sorted(each.parent.name for each in Path("models", CHAMPION).glob("*/model.json"))) or "none here"
+        raise CommandError(f"no use case {use_case!r}; known: {known} (run from the repository's root)")
+    return folder
+
+
+def _shares(epoch: Epoch) -> str:
+    return ", ".join(f"{arm} {epoch.share(arm) / 100:g}%" for arm in (CHAMPION, *epoch.arms))
+
+
+def _show_epoch(epoch: Epoch) -> None:
+    grid = Grid.grid(padding=(0, 2))
+    for name, value in (
+        ("test", epoch.test),
+        ("epoch", str(epoch.epoch)),
+        ("shares", _shares(epoch) + (" (killed: everybody gets the champion)" if epoch.kill else "")),
+        ("salt", epoch.salt),
+        ("set by", f"{epoch.actor}, {epoch.at}"),
+        ("reason", epoch.reason),
+    ):
+        grid.add_row(name, value)
+    Console().print(grid)

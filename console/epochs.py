@@ -1,0 +1,113 @@
+"""What the commands change: each change makes the next epoch, by compare-and-set, and nothing else is ever written.
+
+Invariant: two writers never make one number; whoever comes second is told and changes nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from console.errors import CommandError
+from router.assignment import BUCKETS
+from router.epoch import CHAMPION, Epoch
+
+if TYPE_CHECKING:
+    from experiment.declaration import Experiment
+    from ledger.store import Store
+
+
+def now() -> str:
+    """Return the time as RFC 3339 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def actor() -> str:
+    """Return who runs this command, as the operating system knows it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def current(store: Store, test: str) -> Epoch:
+    """Return the newest epoch. Raises CommandError if the test has none."""
+    document = store.current_epoch(test)
+    if document is None:
+        raise CommandError(f"test {test!r} has no epoch yet; start `contender serve` once")
+    return Epoch.from_json(document)
+
+
+def change(store: Store, epoch: Epoch, reason: str, **changes: Any) -> Epoch:
+    """Make the next epoch after `epoch`. Raises EpochConflict if somebody else made it first, InvalidEpoch."""
+    following = epoch.next(actor=actor(), reason=reason, at=now(), **changes)
+    record(store, following)
+    return following
+
+
+def record(store: Store, epoch: Epoch) -> None:
+    store.set_epoch(epoch.test, epoch.epoch, epoch.to_json(), epoch.actor, epoch.reason, epoch.at)
+
+
+def basis_points(text: str) -> int:
+    """Parse a share such as "25%" or "0.5%". Raises CommandError; steps are 0.01 %, as there are 10,000 buckets."""
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,2})?)\s*%", text.strip())
+    points = round(float(match[1]) * BUCKETS / 100) if match else -1
+    if not 0 <= points <= BUCKETS:
+        raise CommandError(f"{text!r} is no share; write a percentage from 0% to 100% in steps of 0.01%, such as 25%")
+    return points
+
+
+def begin(store: Store, declared: Experiment, digests: Mapping[str, str], decision: str) -> tuple[Epoch, str | None]:
+    """Return the epoch to serve, and what was begun, if anything.
+
+    The first start makes epoch 1. A start with other bundles or rules than the last epoch's is a new test, because
+    evidence belongs to one triple of digests: it keeps the share and takes a new salt. So does a salt declared anew.
+    """
+    challenger = declared.spec.arms[1]
+    document = store.current_epoch(declared.test)
+    if document is None:
+        first = declared.first_epoch(digests=dict(digests), decision=decision, actor=actor(), reason="first start", at=now())
+        record(store, first)
+        return first, "the test begins"
+    last = Epoch.from_json(document)
+    changed = [
+        *(["the champion's bundle"] if last.champion not in digests.values() else []),
+        *(["the challenger's bundle"] if last.arms[challenger].digest not in digests.values() else []),
+        *(["the rules"] if last.decision != decision else []),
+    ]
+    used = {Epoch.from_json(each).salt for each in store.epochs(declared.test)}
+    if declared.spec.salt not in used:
+        changed.append("the declared salt")
+    if not changed:
+        return last, None
+    reason = "new test: changed " + ", ".join(changed)
+    return new_test(store, last, declared, digests, decision, reason, used), reason
+
+
+def new_test(
+    store: Store,
+    last: Epoch,
+    declared: Experiment,
+    digests: Mapping[str, str],
+    decision: str,
+    reason: str,
+    used: set[str],
+) -> Epoch:
+    """Make the epoch that begins a new test on what is served now: same share, fresh salt, no evidence from before."""
+    challenger = declared.spec.arms[1]
+    salt = declared.spec.salt
+    while salt in used:
+        salt = next_salt(salt)
+    arm = last.arms[challenger]
+    arms = {challenger: type(arm)(arm.start, arm.stop, digests.get(challenger, ""))}
+    return change(store, last, reason, salt=salt, arms=arms, champion=digests.get(CHAMPION, ""), decision=decision)
+
+
+def next_salt(salt: str) -> str:
+    """Return "campaigns-2" for "campaigns-1", and "x-2" for "x"."""
+    match = re.fullmatch(r"(.*-)(\d+)", salt)
+    return f"{match[1]}{int(match[2]) + 1}" if match else f"{salt}-2"

@@ -1,0 +1,106 @@
+"""`contender serve`: the first epoch, the supervisor, and what a newcomer sees when it is ready."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from console import epochs
+from console.errors import CommandError
+from console.home import Home
+from experiment.declaration import API_VERSION, KIND, Experiment, load_declaration, parse_declaration
+from router.epoch import Epoch
+from serving.campaigns import load_rules
+from serving.graph import Deployment, load_deployment
+from serving.settings import Settings
+
+log = logging.getLogger("contender.serve")
+
+
+def declaration_for(graph: Path, deployment: Deployment, given: Path | None) -> Experiment:
+    """Return the experiment given, else `experiment.yaml` beside the graph, else a default one of the deployment's name."""
+    beside = graph.parent / "experiment.yaml"
+    if given is not None or beside.exists():
+        return load_declaration(given or beside)
+    name = deployment.name
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": {"salt": f"{name}-1"}}
+    return parse_declaration(document, f"default for {graph}")
+
+
+def served_digests(deployment: Deployment) -> tuple[dict[str, str], str]:
+    """Return the bundle digest of each model node, and the digest of the rules that decide. Raises CommandError."""
+    digests, decision = {}, ""
+    for node in deployment.graph.walk():
+        bundle, rules = node.parameter_values.get("bundle"), node.parameter_values.get("decision")
+        if bundle is not None:
+            manifest = Path(str(bundle)) / "model.json"
+            try:
+                digests[node.name] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+            except OSError as error:
+                raise CommandError(f"node {node.name}: {manifest}: {error.strerror}; run from the repository's root") from None
+        if rules is not None:
+            decision = load_rules(Path(str(rules))).digest()
+    return digests, decision
+
+
+def prepare(home: Home, deployment: Deployment, declared: Experiment) -> Epoch:
+    """Make sure that the ledger has an epoch for what is served, and return it."""
+    digests, decision = served_digests(deployment)
+    store = home.open_store(create=True)
+    try:
+        epoch, begun = epochs.begin(store, declared, digests, decision)
+    finally:
+        store.close()
+    if begun:
+        log.info("epoch %d of test %s, salt %s: %s", epoch.epoch, epoch.test, epoch.salt, begun)
+    return epoch
+
+
+def serve(graph: Path, experiment: Path | None, home: Home, host: str, port: int, workers: int, keep_inputs: bool) -> None:
+    """Serve until SIGTERM. Raises CommandError, GraphError, BundleError, CampaignsError or DeclarationError before that."""
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415 - must follow the supervisor's environment variable
+
+    from ledger.shipper import Shipper  # noqa: PLC0415
+    from ledger.store import Store  # noqa: PLC0415
+    from serving.metrics import Metrics  # noqa: PLC0415
+    from serving.supervisor import Supervisor, WorkerFailedError  # noqa: PLC0415
+
+    deployment = load_deployment(graph)
+    declared = declaration_for(graph, deployment, experiment)
+    with home.lock():
+        epoch = prepare(home, deployment, declared)
+        settings = Settings(
+            graph=graph,
+            home=home.path,
+            test=declared.test,
+            host=host,
+            port=port,
+            workers=workers,
+            keep_inputs=keep_inputs,
+        )
+
+        def ready() -> None:
+            url = f"http://{host}:{port}"
+            share = ", ".join(f"{name} {arm.share / 100:g} %" for name, arm in epoch.arms.items())
+            log.info("serving %s on %s, %d worker(s), state in %s", declared.test, url, workers, home.path)
+            log.info("epoch %d: %s of the customers, the champion the rest", epoch.epoch, share)
+            log.info(
+                "try: contender example %s | curl -s -H 'Content-Type: application/json' -d @- %s/api/v1.0/predictions",
+                declared.test,
+                url,
+            )
+
+        supervisor = Supervisor(
+            settings,
+            open_store=lambda: Store.open(settings.ledger),
+            open_shipper=lambda store: Shipper(settings.spool, store),
+            metrics=lambda: Metrics(CollectorRegistry()),
+            ready=ready,
+        )
+        try:
+            supervisor.run()
+        except (OSError, WorkerFailedError) as error:
+            raise CommandError(str(error)) from None
+    log.info("stopped; every answered row is in the ledger at %s", os.fspath(home.ledger))

@@ -1,0 +1,1 @@
+"""Experiment judges: what the exposures and outcomes of a test say."""

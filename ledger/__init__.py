@@ -1,0 +1,1 @@
+"""Ledger remembers: what was answered, to whom, under which epoch."""

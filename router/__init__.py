@@ -1,0 +1,1 @@
+"""Router splits: customers to arms, by arithmetic, under one epoch."""

@@ -1,0 +1,15 @@
+"""What can be wrong with a customer key or an epoch. The packages above map these to HTTP or to an exit code."""
+
+from __future__ import annotations
+
+
+class RouterError(ValueError):
+    """Base of the tree."""
+
+
+class InvalidKey(RouterError):
+    """A customer key that has no canonical form; the message names the field, the row where there is one, and the value."""
+
+
+class InvalidEpoch(RouterError):
+    """An epoch record that must not be used; the message names the field and what would be right."""

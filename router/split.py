@@ -1,0 +1,65 @@
+"""Which arm each row of a request goes to, under one epoch.
+
+Invariant: a row's arm depends on its own customer key and the epoch, never on the rows beside it.
+Order of the rules: kill switch, no key, pins, holdout, hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from router.assignment import BUCKETS, bucketing
+from router.epoch import CHAMPION, Epoch, customer_hash
+
+HASH, PIN, HOLDOUT, KILL, NO_KEY, NO_EPOCH = "hash", "pin", "holdout", "kill", "no-key", "no-epoch"
+
+
+class Assignment(NamedTuple):
+    """One row's arm. `bucket` is None without a key; `propensity` is the probability that the rule gave this arm."""
+
+    arm: str
+    reason: str
+    bucket: int | None
+    propensity: float
+
+
+NOBODY = Assignment(CHAMPION, NO_KEY, None, 1.0)
+
+
+class Splitter:
+    """The rules of one epoch, prepared for the hot path. Immutable, so one reference serves a whole request."""
+
+    def __init__(self, epoch: Epoch, *, secret: bytes = b"") -> None:
+        self.epoch = epoch
+        self._secret = secret
+        self._place = bucketing(epoch.salt)
+        self._ranges = [(arm.start, arm.stop, name) for name, arm in epoch.arms.items() if arm.share]
+        self._propensity = {name: epoch.share(name) / BUCKETS for name in (CHAMPION, *epoch.arms)}
+        self._held_out = None if epoch.holdout is None else bucketing(epoch.holdout.salt)
+        self._held_out_below = 0 if epoch.holdout is None else epoch.holdout.stop
+
+    def assign(self, keys: Sequence[str | None]) -> list[Assignment]:
+        """Return the assignment of each canonical key, in order."""
+        one = self.assign_one
+        return [one(key) for key in keys]
+
+    def assign_one(self, key: str | None) -> Assignment:
+        """Return the assignment of one canonical key (None: unknown customer)."""
+        if key is None:
+            return Assignment(CHAMPION, KILL, None, 1.0) if self.epoch.kill else NOBODY
+        place = self._place(key)
+        if self.epoch.kill:
+            return Assignment(CHAMPION, KILL, place, 1.0)
+        if self.epoch.pins:
+            pinned = self.epoch.pins.get(customer_hash(key, self._secret))
+            if pinned is not None:
+                return Assignment(pinned, PIN, place, 1.0)
+        if self._held_out is not None and self._held_out(key) < self._held_out_below:
+            return Assignment(CHAMPION, HOLDOUT, place, 1.0)
+        arm = CHAMPION
+        for start, stop, name in self._ranges:
+            if start <= place < stop:
+                arm = name
+                break
+        return Assignment(arm, HASH, place, self._propensity[arm])

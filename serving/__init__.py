@@ -1,0 +1,1 @@
+"""Serving answers: it reads a graph and answers prediction requests through it."""

@@ -1,0 +1,100 @@
+"""The graph's nodes as plain classes with Seldon's documented methods: the same class runs in the engine and under Seldon's wrapper.
+
+Invariant: no framework is imported here, and both doors (`*_raw` for the wrapper, `answer` for the engine) lead to the same lines.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from router.epoch import CHAMPION
+from router.keys import canonical_key
+from router.sources import EpochFile
+from router.split import Splitter
+from serving.bundle import Bundle
+from serving.campaigns import RulesFile
+from serving.messages import MAX_ROWS
+from serving.table import Table, parse
+
+
+class Model:
+    """A MODEL node: it answers the key and the bundle's columns (scores, deciles, ages, bands) for each row."""
+
+    def __init__(self, bundle: str) -> None:
+        """Load the bundle in this folder. Raises BundleError before anything is unpickled if a digest is wrong."""
+        self.bundle = Bundle.load(Path(bundle))
+        self.digest = self.bundle.digest
+
+    def check(self, table: Table) -> None:
+        """Validate all rows and keep their feature matrix in the table's cache. Raises BadRequest naming field and row."""
+        bundle = self.bundle
+        if bundle not in table.cache:
+            encode = bundle.signature.parse_text if table.text else bundle.signature.encode
+            table.cache[bundle] = encode(table.names, table.rows, ignore=bundle.key)
+
+    def answer(self, table: Table) -> Table:
+        """Return the key and the answer columns of each row, in order. Raises BadRequest."""
+        self.check(table)
+        columns = self.bundle.answer(table.cache[self.bundle])
+        keys = table.column(self.bundle.key) or [None] * table.count
+        return Table([self.bundle.key, *columns], columns=[keys, *columns.values()])
+
+    def predict_raw(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Answer a parsed message under Seldon's wrapper. The wrapper's own decoding would turn ids into floats."""
+        return _message(self.answer(parse(message, max_rows=MAX_ROWS)), {"digest": self.digest})
+
+
+class Campaigns:
+    """An OUTPUT_TRANSFORMER node: it adds `gender` and `campaigns` by the analyst's rules, and follows the rules file."""
+
+    def __init__(self, decision: str) -> None:
+        """Read the rules. Raises CampaignsError naming the line."""
+        self.rules = RulesFile(Path(decision))
+
+    def answer(self, table: Table) -> Table:
+        """Return the table with the decision's columns. Raises CampaignsError if a column is missing."""
+        return self.rules.decider.decide(table)
+
+    def transform_output_raw(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Decide on a parsed message under Seldon's wrapper; `meta` is passed on as it came."""
+        self.rules.refresh()
+        answered = _message(self.answer(parse(message, max_rows=MAX_ROWS)), {})
+        return {**answered, "meta": message.get("meta") or {}}
+
+
+class Router:
+    """The ROUTER node for Seldon's own executor, which can send a request to one arm only (the engine splits by row instead).
+
+    All rows of one arm: that arm. Otherwise, or without an epoch: the champion. The epoch comes from the file that the
+    environment variable CONTENDER_EPOCH_FILE names.
+    """
+
+    def __init__(self, contender: str = "v1", key: str = "device_id") -> None:
+        self._key = key
+        self._epochs = EpochFile(Path(os.environ.get("CONTENDER_EPOCH_FILE", "epoch.json")))
+
+    def route_raw(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return the index of the arm for a parsed message, and in the tags whether the rows disagreed."""
+        self._epochs.refresh()
+        table = parse(message, max_rows=MAX_ROWS)
+        if self._epochs.current is None:
+            return _route(0, "no-epoch")
+        arms = self._arms(table, self._epochs.current)
+        if len(arms) > 1:
+            return _route(0, "mixed-batch")
+        names = [CHAMPION, *self._epochs.current.epoch.arms]
+        return _route(names.index(arms.pop()), "hash")
+
+    def _arms(self, table: Table, splitter: Splitter) -> set[str]:
+        keys = table.column(self._key) or [None] * table.count
+        return {splitter.assign_one(canonical_key(key, self._key, row)).arm for row, key in enumerate(keys)}
+
+
+def _message(table: Table, tags: dict[str, Any]) -> dict[str, Any]:
+    return {"data": {"names": table.names, "ndarray": table.rows}, "meta": {"tags": tags}}
+
+
+def _route(index: int, reason: str) -> dict[str, Any]:
+    return {"data": {"ndarray": [[index]]}, "meta": {"tags": {"reason": reason}}}

@@ -1,0 +1,72 @@
+"""The settings of `contender serve`: each a typed field, then its unit and the reason of its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a worker must know; it travels to each spawned process as it is."""
+
+    graph: Path
+    """The SeldonDeployment's manifest."""
+
+    home: Path
+    """State of this server: ledger, spool, current epoch. One server a folder."""
+
+    test: str
+    """The experiment's name."""
+
+    host: str = "127.0.0.1"
+    """Loopback, so that nobody serves a network by accident; a container says 0.0.0.0."""
+
+    port: int = 9000
+    """TCP. 9000 is where Seldon expects a container without its own engine."""
+
+    workers: int = 1
+    """Processes. One answers thousands of requests a second; a second one helps where there is a second core."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    """Bytes of a request's body. 10,000 device rows are about 1 MB."""
+
+    max_rows: int = 10_000
+    """Rows of one request. More belong into `contender predict`, which streams."""
+
+    keep_inputs: bool = True
+    """Whether the rows' inputs are kept in the ledger: retraining and drift need them, a privacy rule may forbid them."""
+
+    key_header: str = "x-customer-key"
+    """The header that names the customer of a one-row request which has no key column and no tag."""
+
+    fsync: bool = False
+    """Whether each append waits for the disk. Off: a power cut may lose what the operating system had not written."""
+
+    spool_max_bytes: int = 1024 * 1024 * 1024
+    """Bytes of all segments. Below the size limit of the volume, or the kubelet evicts the pod."""
+
+    spool_segment_bytes: int = 32 * 1024 * 1024
+    """Bytes of one segment, after which a worker begins the next, so that shipped ones can be deleted."""
+
+    refresh_seconds: float = 0.1
+    """How often a worker looks for a new epoch or rules file. Two `stat` calls each time."""
+
+    grace_seconds: int = 20
+    """How long requests under way may take after SIGTERM; below Kubernetes' default of 30."""
+
+    @property
+    def epoch_file(self) -> Path:
+        return self.home / "epoch.json"
+
+    @property
+    def spool(self) -> Path:
+        return self.home / "spool"
+
+    @property
+    def metrics(self) -> Path:
+        return self.home / "metrics"
+
+    @property
+    def ledger(self) -> Path:
+        return self.home / "ledger.db"

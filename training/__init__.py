@@ -1,0 +1,1 @@
+"""Training makes: bundles from data, and sample populations."""

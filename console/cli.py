@@ -46,7 +46,7 @@ def serve(
     home: HomeOption = Path("var"),
 ) -> None:
     """Run every node of the graph in one process (and its workers) and answer requests."""
-    from console.serve import serve as run  # noqa: PLC0415 - a command loads what it needs
+    from console.serve import serve as run
 
     run(file, experiment, Home(home), host, port, workers, inputs)
 
@@ -81,8 +81,8 @@ def new_test(
     home: HomeOption = Path("var"),
 ) -> None:
     """Begin a new test on the rules file as it is now: same share, fresh salt, no evidence from before."""
-    from console.serve import declaration_for, served_digests  # noqa: PLC0415
-    from serving.graph import load_deployment  # noqa: PLC0415
+    from console.serve import declaration_for, served_digests
+    from serving.graph import load_deployment
 
     deployment = load_deployment(graph)
     declared = declaration_for(graph, deployment, None)
@@ -111,7 +111,7 @@ def exposures(
     home: HomeOption = Path("var"),
 ) -> None:
     """Print every row answered, one a line, whatever is still in the spool included."""
-    from console.exposures import export  # noqa: PLC0415
+    from console.exposures import export
 
     with _ledger(home, test) as (where, store, name):
         export(where, store, name, since, format, sys.stdout)
@@ -120,7 +120,7 @@ def exposures(
 @app.command()
 def example(use_case: Annotated[str, typer.Argument(help="The use case, such as campaigns.")] = "campaigns") -> None:
     """Print one valid request."""
-    from console.sample import example_request  # noqa: PLC0415
+    from console.sample import example_request
 
     typer.echo(json.dumps(example_request(_bundle(use_case)), ensure_ascii=False))
 
@@ -135,7 +135,7 @@ def predict(
     home: HomeOption = Path("var"),
 ) -> None:
     """Score a file of devices in this process, under the current epoch, and write their arms, scores and campaigns."""
-    from console.scoring import Scorer, read_devices  # noqa: PLC0415
+    from console.scoring import Scorer, read_devices
     from console.scoring import predict as run
 
     with _reading(devices) as file, _writing(out) as target:
@@ -157,11 +157,11 @@ def table(
     home: HomeOption = Path("var"),
 ) -> None:
     """Show devices with gender, age, decile, arm and campaigns. A look, not an exposure: nothing is recorded."""
-    from itertools import islice  # noqa: PLC0415
+    from itertools import islice
 
-    from console.sample import sample  # noqa: PLC0415
-    from console.scoring import Scorer, read_devices  # noqa: PLC0415
-    from serving.table import Table  # noqa: PLC0415
+    from console.sample import sample
+    from console.scoring import Scorer, read_devices
+    from serving.table import Table
 
     scorer = Scorer(graph, Home(home), keep=False)
     try:
@@ -196,9 +196,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which sample.")] = 1,
 ) -> None:
     """Send a sample population to a running server and show the split that came back."""
-    from console.demo import run  # noqa: PLC0415
-    from console.remote import Server  # noqa: PLC0415
-    from console.sample import sample  # noqa: PLC0415
+    from console.demo import run
+    from console.remote import Server
+    from console.sample import sample
 
     names, rows = sample(_bundle("campaigns"), customers, seed)
     with _progress("customers", customers) as tick:
@@ -220,7 +220,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Same seed, same data, same machine: same metrics.")] = 1,
 ) -> None:
     """Train both arms of a use case and write their bundles."""
-    from console.train import train as run  # noqa: PLC0415
+    from console.train import train as run
 
     run(use_case, data, out, seed)
 
@@ -228,7 +228,7 @@ def train(
 @app.command()
 def lint(files: Annotated[list[Path], typer.Argument(help="Manifests and rules files.")]) -> None:
     """Check graphs, experiments and campaign rules; print every fault with its place."""
-    from console.lint import faults  # noqa: PLC0415
+    from console.lint import faults
 
     found = [fault for file in files for fault in faults(file)]
     for fault in found:
@@ -241,7 +241,7 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Manifests and rules f
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def executor() -> None:
     """Run as the graph engine of a Seldon pod: the stock executor's flags and ENGINE_PREDICTOR."""
-    from console.executor import main  # noqa: PLC0415
+    from console.executor import main
 
     raise typer.Exit(main(sys.argv[2:]) or 0)
 
@@ -286,7 +286,7 @@ def _writing(path: Path | None) -> Iterator[IO[str]]:
 @contextmanager
 def _progress(unit: str, total: int | None) -> Iterator[Any]:
     """Show a bar on stderr where a person looks at it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

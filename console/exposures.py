@@ -38,7 +38,7 @@ def export(home: Home, store: Store, test: str, since: str | None, form: str, ou
 
 
 def _utc(text: str) -> str:
-    from datetime import UTC  # noqa: PLC0415
+    from datetime import UTC
 
     try:
         moment = datetime.fromisoformat(text)

@@ -50,7 +50,7 @@ class Home:
 
     def open_store(self, *, create: bool = False) -> Store:
         """Open the ledger. Raises CommandError if there is none and `create` is off."""
-        from ledger.store import Store  # noqa: PLC0415 - sqlalchemy takes 0.2 s
+        from ledger.store import Store
 
         if create:
             self.path.mkdir(parents=True, exist_ok=True)

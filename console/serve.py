@@ -60,12 +60,12 @@ def prepare(home: Home, deployment: Deployment, declared: Experiment) -> Epoch:
 
 def serve(graph: Path, experiment: Path | None, home: Home, host: str, port: int, workers: int, keep_inputs: bool) -> None:
     """Serve until SIGTERM. Raises CommandError, GraphError, BundleError, CampaignsError or DeclarationError before that."""
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415 - must follow the supervisor's environment variable
+    from prometheus_client import CollectorRegistry
 
-    from ledger.shipper import Shipper  # noqa: PLC0415
-    from ledger.store import Store  # noqa: PLC0415
-    from serving.metrics import Metrics  # noqa: PLC0415
-    from serving.supervisor import Supervisor, WorkerFailedError  # noqa: PLC0415
+    from ledger.shipper import Shipper
+    from ledger.store import Store
+    from serving.metrics import Metrics
+    from serving.supervisor import Supervisor, WorkerFailedError
 
     deployment = load_deployment(graph)
     declared = declaration_for(graph, deployment, experiment)

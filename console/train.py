@@ -14,7 +14,7 @@ def train(use_case: str, data: Path, out: Path, seed: int) -> None:
     """Train both arms and write their bundles into `out`. Raises CommandError for an unknown use case or missing data."""
     if use_case != "campaigns":
         raise CommandError(f"no training pipeline for {use_case!r}; known: campaigns")
-    from training import campaigns  # noqa: PLC0415 - scikit-learn takes a second
+    from training import campaigns
 
     screen = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=screen) as progress:

@@ -6,6 +6,7 @@ Invariant: a rules file that doesn't parse, or names a gender, band or decile th
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +97,8 @@ def parse_rules(text: str, source: str) -> Rules:
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         path = _steps(where.rstrip("`"))
+        if unknown := re.search(r"unknown field `(.*)`", message):
+            path.append(unknown[1])
         raise CampaignsError(f"{source}:{_line(root, path)}: {'.'.join(map(str, path)) or 'file'}: {message}") from None
     for path, problem in _faults(rules):
         raise CampaignsError(f"{source}:{_line(root, path)}: {'.'.join(map(str, path))}: {problem}")

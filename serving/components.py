@@ -1,6 +1,6 @@
-"""The graph's nodes as plain classes with Seldon's documented methods: the same class runs in the engine and under Seldon's wrapper.
+"""The graph's nodes as plain classes with Seldon's documented methods: one class for the engine and for Seldon's wrapper.
 
-Invariant: no framework is imported here, and both doors (`*_raw` for the wrapper, `answer` for the engine) lead to the same lines.
+Invariant: no framework is imported here, and both doors (`*_raw` for the wrapper, `answer` for the engine) meet in one.
 """
 
 from __future__ import annotations

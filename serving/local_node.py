@@ -76,7 +76,7 @@ def component_class(path: str) -> Callable[..., Component]:
 
     Raises ServingError naming what is missing.
     """
-    import importlib  # noqa: PLC0415 - only where a graph starts
+    import importlib
 
     module, _, name = path.rpartition(".")
     try:

@@ -20,16 +20,17 @@ MAX_ROWS = 10_000
 class Message:
     """One payload of Seldon's v1 protocol over REST, as bytes, as a table with meta, or as both.
 
-    `content_type` is None where the sender named none.
+    `content_type` is None where the sender named none; `content_encoding` is set where a node's answer is compressed.
     """
 
-    __slots__ = ("_body", "_meta", "_table", "content_type")
+    __slots__ = ("_body", "_meta", "_table", "content_encoding", "content_type")
 
-    def __init__(self, body: bytes, content_type: str | None = "application/json") -> None:
+    def __init__(self, body: bytes, content_type: str | None = "application/json", content_encoding: str | None = None) -> None:
         self._body: bytes | None = body
         self._table: Table | None = None
         self._meta: dict[str, Any] | None = None
         self.content_type = content_type
+        self.content_encoding = content_encoding
 
     @classmethod
     def of(cls, table: Table, meta: dict[str, Any] | None = None) -> Message:
@@ -39,6 +40,7 @@ class Message:
         message._table = table
         message._meta = meta or {}
         message.content_type = "application/json"
+        message.content_encoding = None
         return message
 
     @property

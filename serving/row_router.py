@@ -121,10 +121,8 @@ class RowRouter:
             self._check(table)
         splitter = self._epochs.current
         epoch = None if splitter is None else splitter.epoch
-        if splitter is None:
-            assigned = [Assignment(CHAMPION, NO_EPOCH, None, 1.0)] * len(keys)
-        else:
-            assigned = splitter.assign(keys)
+        nobody = Assignment(CHAMPION, NO_EPOCH, None, 1.0)
+        assigned = [nobody] * len(keys) if splitter is None else splitter.assign(keys)
         answered = await self._ask(message, table, assigned, call, children, self._resolve(splitter))
         names = [self._key, "arm", *(name for name in answered.table.names if name != self._key)]
         scores = {n: c for n, c in zip(answered.table.names, answered.table.columns, strict=True) if n != self._key}
@@ -239,7 +237,7 @@ class RowRouter:
         answered: _Answered,
         scores: dict[str, list[Any]],
     ) -> Message:
-        """Add meta to the final answer and write the exposures; the answer's bytes are made first, so that they can't fail after."""
+        """Add meta to the final answer and write the exposures, after the answer's bytes were made: nothing can fail then."""
         decided = final.table(self._max_rows)
         mixed = len(answered.indices) > 1
         given = message.meta.get("puid")

@@ -20,7 +20,16 @@ from rich.table import Table as Grid
 from console import epochs
 from console.errors import CommandError
 from console.home import Home
+from experiment.declaration import DeclarationError
+from ledger.errors import LedgerError
 from router.epoch import CHAMPION, Epoch
+from router.errors import RouterError
+from serving.bundle import BundleError
+from serving.campaigns import CampaignsError
+from serving.errors import ServingError
+
+ERRORS = (CommandError, BundleError, CampaignsError, DeclarationError, LedgerError, RouterError, ServingError)
+"""What a command may end with; everything else is a fault of the program and shows its traceback."""
 
 DEFAULT_GRAPH = Path("manifests/base/seldondeployment.yaml")
 
@@ -72,6 +81,26 @@ def share(
         _show_epoch(epoch)
         if value is not None and not where.served():
             typer.echo(f"no server runs on {where.path}; the next one starts with this epoch")
+
+
+@app.command()
+def kill(
+    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "kill switch",
+    test: TestOption = None,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Give everybody the champion, at once and until `revive`; shares stay as they are."""
+    _switch(home, test, reason, kill=True)
+
+
+@app.command()
+def revive(
+    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "revived",
+    test: TestOption = None,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Take the kill switch back: exactly the customers who had the challenger get it again."""
+    _switch(home, test, reason, kill=False)
 
 
 @app.command("new-test")
@@ -249,6 +278,12 @@ def executor() -> None:
 def configure_logging() -> None:
     """One line a message on stderr, so that stdout stays data."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def _switch(home: Path, test: str | None, reason: str, *, kill: bool) -> None:
+    with _ledger(home, test) as (_, store, name):
+        epoch = epochs.current(store, name)
+        _show_epoch(epoch if epoch.kill == kill else epochs.change(store, epoch, reason, kill=kill))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CommandError
+from ledger.records import timestamp
 from router.assignment import BUCKETS
 from router.epoch import CHAMPION, Epoch
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def now() -> str:
     """Return the time as RFC 3339 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return timestamp(datetime.now(UTC))
 
 
 def actor() -> str:

@@ -6,6 +6,7 @@ import csv
 from datetime import datetime
 from typing import IO, TYPE_CHECKING
 
+import msgspec
 import orjson
 
 from console.errors import CommandError
@@ -20,14 +21,13 @@ def export(home: Home, store: Store, test: str, since: str | None, form: str, ou
     """Write the exposures as JSON lines or CSV (scores and decision as JSON text). Raises CommandError."""
     if form not in ("jsonl", "csv"):
         raise CommandError(f"format {form!r} is unknown; jsonl and csv are known")
-    if since is not None:
-        since = _utc(since)
+    moment = None if since is None else _moment(since)
     if home.spool.exists():
         Shipper(home.spool, store).ship()
     writer = csv.writer(out, lineterminator="\n")
     header = False
-    for exposure in store.exposures(test=test, since=since):
-        record = exposure.record()
+    for exposure in store.exposures(test=test, since=moment):
+        record = msgspec.structs.asdict(exposure)
         if form == "jsonl":
             out.write(orjson.dumps(record).decode() + "\n")
             continue
@@ -37,13 +37,11 @@ def export(home: Home, store: Store, test: str, since: str | None, form: str, ou
         writer.writerow(orjson.dumps(v).decode() if isinstance(v, dict) else v for v in record.values())
 
 
-def _utc(text: str) -> str:
-    from datetime import UTC
-
+def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise CommandError(f"--since {text!r} is no RFC 3339 time; write one such as 2026-01-31T08:00:00Z") from None
+        moment = datetime.min
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        raise CommandError(f"--since {text!r} is no RFC 3339 time; write one such as 2026-01-31T08:00:00Z")
+    return moment

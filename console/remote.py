@@ -40,7 +40,8 @@ class Server:
         except orjson.JSONDecodeError:
             raise CommandError(f"{self.url}: answered {answer.status} without JSON") from None
         if answer.status != 200:
-            info = parsed.get("status", {}).get("info", content[:200]) if isinstance(parsed, dict) else content[:200]
+            status = parsed.get("status") if isinstance(parsed, dict) else None
+            info = status.get("info") if isinstance(status, dict) else content[:200].decode(errors="replace")
             raise CommandError(f"{self.url}: {answer.status}: {info}")
         if not isinstance(parsed, dict):
             raise CommandError(f"{self.url}: answered JSON that is no object")

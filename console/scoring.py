@@ -24,6 +24,7 @@ from serving.graph import load_deployment
 from serving.messages import Message
 from serving.metrics import Metrics
 from serving.nodes import Call
+from serving.recorder import Recorder
 from serving.service import Service
 from serving.settings import Settings
 from serving.table import Table
@@ -55,7 +56,8 @@ class Scorer:
             else None
         )
         record: Callable[[bytes], None] = self._spool.append if self._spool else lambda line: None
-        self._service = Service(deployment, settings, record=record, metrics=Metrics(CollectorRegistry()))
+        self._recorder = Recorder(record, declared.test)
+        self._service = Service(deployment, settings, recorder=self._recorder, metrics=Metrics(CollectorRegistry()))
         self._service.follow(_Fixed(self.epoch))
         self._loop = asyncio.new_event_loop()
 
@@ -67,6 +69,7 @@ class Scorer:
     def close(self) -> None:
         """Let go of the spool segment, so that it can be shipped."""
         self._loop.close()
+        self._recorder.close()
         if self._spool:
             self._spool.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from pathlib import Path
 
 from console import epochs
@@ -58,15 +59,15 @@ def prepare(home: Home, deployment: Deployment, declared: Experiment) -> Epoch:
     return epoch
 
 
+def _collect_metrics_in(folder: Path) -> None:
+    """Let every process of this server write its metrics there. prometheus-client reads the variable when it is imported."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
 def serve(graph: Path, experiment: Path | None, home: Home, host: str, port: int, workers: int, keep_inputs: bool) -> None:
     """Serve until SIGTERM. Raises CommandError, GraphError, BundleError, CampaignsError or DeclarationError before that."""
-    from prometheus_client import CollectorRegistry
-
-    from ledger.shipper import Shipper
-    from ledger.store import Store
-    from serving.metrics import Metrics
-    from serving.supervisor import Supervisor, WorkerFailedError
-
     deployment = load_deployment(graph)
     declared = declaration_for(graph, deployment, experiment)
     with home.lock():
@@ -80,6 +81,14 @@ def serve(graph: Path, experiment: Path | None, home: Home, host: str, port: int
             workers=workers,
             keep_inputs=keep_inputs,
         )
+
+        _collect_metrics_in(settings.metrics)
+        from prometheus_client import CollectorRegistry
+
+        from ledger.shipper import Shipper
+        from ledger.store import Store
+        from serving.metrics import Metrics
+        from serving.supervisor import Supervisor, WorkerFailedError
 
         def ready() -> None:
             url = f"http://{host}:{port}"

@@ -29,13 +29,13 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`share` is in basis points and is the first epoch's only; manifests in Git leave it out."""
 
     salt: str
-    arms: list[str] = [CHAMPION, "challenger"]
+    arms: tuple[str, ...] = (CHAMPION, "challenger")
     share: int = 1000
     shadow: bool = False
 
     def __post_init__(self) -> None:
         if len(self.arms) != 2 or self.arms[0] != CHAMPION:
-            raise ValueError(f"arms is {self.arms}; [champion, NAME] is expected: one challenger at a time")
+            raise ValueError(f"arms is {list(self.arms)}; [champion, NAME] is expected: one challenger at a time")
         if not 0 <= self.share <= BUCKETS:
             raise ValueError(f"share is {self.share}; basis points within 0 … {BUCKETS} are expected (1000 = 10 %)")
 

@@ -93,7 +93,7 @@ class NodeFailed(ServingError):
         self.node_body = body
         self.content_type = content_type
         self.content_encoding = content_encoding
-        # Whether routing was injected into the body: the stock executor then took the error for an answer.
+        # Whether the answer's routing belongs into this body, because the stock executor takes it for an answer.
         self.injected = False
 
     def body(self) -> bytes:

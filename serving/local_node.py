@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
+import orjson
+
 from serving.errors import ServingError
 from serving.messages import Message
-from serving.nodes import Call
+from serving.nodes import Call, NodeObserver
 from serving.table import Table
 
 
@@ -19,12 +21,6 @@ class Component(Protocol):
     """What the engine needs of a node's class: rows in, rows out. Raises ServingError for bad input."""
 
     def answer(self, table: Table) -> Table: ...
-
-
-class NodeObserver(Protocol):
-    """Who is told of every call of a node."""
-
-    def node(self, node: str, method: str, status: int, seconds: float) -> None: ...
 
 
 class LocalNode:
@@ -53,6 +49,14 @@ class LocalNode:
 
     async def aggregate(self, messages: Sequence[Message], call: Call) -> NoReturn:
         raise ServingError(f"node {self.name} can't aggregate")
+
+    async def metadata(self, call: Call) -> Message:
+        """Return what the class says of itself by `init_metadata`, as under Seldon's wrapper; else its name alone."""
+        describe = getattr(self._component, "init_metadata", dict)
+        return Message(orjson.dumps({"name": self.name, "platform": "contender", **describe()}))
+
+    async def status(self, call: Call) -> Message:
+        return Message(b'{"data":{"names":[],"ndarray":[]},"meta":{}}')
 
     async def ready(self) -> bool:
         return True

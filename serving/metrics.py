@@ -15,12 +15,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from router.assignment import BUCKETS
+from router.breaker import CLOSED, HALF_OPEN, OPEN
 from router.epoch import CHAMPION, Epoch
 
 if TYPE_CHECKING:
     from ledger.records import ExposureBatch
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+BREAKER_STATES = (CLOSED, HALF_OPEN, OPEN)
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -47,6 +49,9 @@ class Metrics:
             ["assigned", "served", "reason"],
             registry=registry,
         )
+        self.rows_unrecorded = Counter(
+            "contender_unrecorded_rows", "Rows the champion answered while the spool took nothing.", registry=registry
+        )
         self.epoch = Gauge(
             "contender_epoch",
             "Number of the epoch in use; over workers the lowest. 0: none.",
@@ -64,6 +69,13 @@ class Metrics:
         self.refused = Counter(
             "contender_refused", "Epoch records and rules files refused; the last good one stays.", ["what"], registry=registry
         )
+        self.breaker_state = Gauge(
+            "contender_breaker_state",
+            "Breaker before each challenger: 0 closed, 1 half-open, 2 open; over workers the worst.",
+            ["arm"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.spool_bytes = Gauge(
             "contender_spool_bytes", "Bytes in the spool's segments.", multiprocess_mode="livemax", registry=registry
         )
@@ -77,9 +89,13 @@ class Metrics:
             registry=registry,
         )
         self.rows_shipped = Counter("contender_ledger_rows", "Rows shipped to the store.", registry=registry)
+        self.lines_skipped = Counter(
+            "contender_ledger_skipped_lines", "Spool lines that could not be read, such as a torn last one.", registry=registry
+        )
         self.shipping_errors = Counter(
             "contender_ledger_errors", "Shipping passes that failed; they are tried again.", registry=registry
         )
+        self._breakers: dict[str, str] = {}
         self._row_children: dict[tuple[str, str, str], Callable[[float], None]] = {}
         self._node_children: dict[tuple[str, str], tuple[Callable[[float], None], Callable[[float], None]]] = {}
         self._request_children: dict[tuple[str, int], tuple[Callable[[float], None], Callable[[float], None]]] = {}
@@ -92,6 +108,10 @@ class Metrics:
             return
         for key, count in Tally(zip(assigned, served, reasons, strict=True)).items():
             self._row(key)(count)
+
+    def unrecorded(self, rows: int) -> None:
+        """Count rows that the champion answered while nothing could be recorded."""
+        self.rows_unrecorded.inc(rows)
 
     def _row(self, key: tuple[str, str, str]) -> Callable[[float], None]:
         child = self._row_children.get(key)
@@ -120,6 +140,12 @@ class Metrics:
         if status != 200:
             children[1](1)
 
+    def breaker(self, arm: str, state: str) -> None:
+        """Show the state of a challenger's breaker."""
+        if self._breakers.get(arm) != state:
+            self._breakers[arm] = state
+            self.breaker_state.labels(arm).set(BREAKER_STATES.index(state))
+
     def epoch_in_use(self, epoch: Epoch) -> None:
         """Show the epoch and its shares."""
         self.epoch.labels(epoch.test).set(epoch.epoch)
@@ -131,5 +157,5 @@ class Metrics:
         registry = self._registry
         if MULTIPROCESS_VARIABLE in os.environ:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4

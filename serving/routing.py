@@ -27,11 +27,14 @@ def chosen(answer: Message, router: str, children: int) -> int:
         value = wire.parse_first(body)
         index = _of_list(wire.parse(body)) if type(value) is list else _of_message(value)
     except ValueError as error:
-        raise BadRoute(f"router {router} answered {body[:80]!r}: {error}") from None
+        raise BadRoute(f"router {router} answered {body[:80].decode(errors='replace')!r}: {error}") from None
+    return existing(index, router, children)
+
+
+def existing(index: int, router: str, children: int) -> int:
+    """Return the index if it is ALL, NONE or a child's. Raises BadRoute."""
     if not NONE <= index < children:
-        raise BadRoute(
-            f"router {router} answered {index}; 0 to {children - 1} is expected, {ALL} for all children, {NONE} for none"
-        )
+        raise BadRoute(f"router {router} chose {index}; 0 to {children - 1} is expected, {ALL} for all, {NONE} for none")
     return index
 
 
@@ -110,14 +113,15 @@ def inject(message: Message, routing: Mapping[str, int]) -> Message:
 
 
 def random_split(node: GraphNode) -> float:
-    """Return the first child's part under RANDOM_ABTEST, 0.5 unless `ratioA` is the node's one parameter. Raises BadRoute."""
+    """Return the first child's part under RANDOM_ABTEST: 0.5 unless `ratioA` is the node's one parameter. Raises BadRoute."""
     if list(node.parameters) != ["ratioA"]:
         return 0.5
     text = node.parameters["ratioA"].text
     try:
-        ratio = float(text) if text == text.strip() else math.nan
+        ratio = float.fromhex(text) if text.lower().startswith("0x") else float(text)
     except ValueError:
-        ratio = math.nan
-    if math.isnan(ratio) or (math.isfinite(ratio) and abs(ratio) > 3.4e38):
+        ratio = None
+    # Only a written infinity may be infinite.
+    if ratio is None or text != text.strip() or (abs(ratio) > schema.FLOAT32_MAX and math.isfinite(ratio)):
         raise BadRoute(f"node {node.name}: parameter ratioA is {text!r}; a number is expected")
     return ratio

@@ -1,31 +1,32 @@
 """Contender's own router: it sends each row of a request to the arm of its customer and puts the answers back in order.
 
-Invariant: one epoch for the whole request, and every row answered leaves one exposure in the spool before its answer leaves.
+Invariant: one epoch for the whole request, and every row answered leaves one exposure in the spool before its answer leaves;
+while that can't be, the champion alone serves.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from ledger.records import ExposureBatch, uuid7
+from ledger.records import ExposureBatch, Inputs, timestamp, uuid7
 from router.epoch import CHAMPION, Epoch
-from router.errors import InvalidEpoch, InvalidKey
+from router.errors import InvalidKey
 from router.keys import canonical_key
 from router.split import NO_EPOCH, Assignment, Splitter
-from serving.engine import Child
+from serving.arms import DIGEST, ERROR, Answer, Arms, Challengers, ask
+from serving.engine import AnswerAgain, Child
 from serving.errors import BadRequest
 from serving.messages import Message
 from serving.nodes import Call
+from serving.recorder import Recorder
 from serving.table import Table
 
-log = logging.getLogger("contender.router")
-
-FALLBACK_ERROR, FALLBACK_DIGEST = "fallback:error", "fallback:digest"
+WITHOUT_EPOCH = Assignment(CHAMPION, NO_EPOCH, None, 1.0)
+UNRECORDED = Assignment(CHAMPION, "unrecorded", None, 1.0)
 
 
 class Epochs(Protocol):
@@ -36,45 +37,40 @@ class Epochs(Protocol):
 
 
 class RowObserver(Protocol):
-    """Who is told of every row answered, after it was recorded."""
+    """Who is told of every request's rows, after they were recorded, and of rows that could not be."""
 
     def rows(self, batch: ExposureBatch) -> None: ...
 
-
-class Arms:
-    """Which child of the router serves which digest. The first child is the champion where an epoch names no digest."""
-
-    def __init__(self, names: Sequence[str], digests: Mapping[str, str]) -> None:
-        self._index = {name: i for i, name in enumerate(names)}
-        self._by_digest = {digest: self._index[name] for name, digest in digests.items()}
-        self.names = list(names)
-        self.digests = [digests.get(name, "") for name in names]
-
-    def accept(self, epoch: Epoch) -> None:
-        """Raise InvalidEpoch if no child serves the epoch's champion."""
-        if epoch.champion and self._by_digest and epoch.champion not in self._by_digest:
-            served = ", ".join(f"{name} {digest[:12]}" for name, digest in zip(self.names, self.digests, strict=True))
-            raise InvalidEpoch(f"champion: no node serves {epoch.champion[:12]}; served are {served}")
-
-    def resolve(self, epoch: Epoch | None) -> dict[str, int | None]:
-        """Return the child's index for each arm; None for a challenger whose digest nobody serves."""
-        if epoch is None:
-            return {CHAMPION: 0}
-        found: dict[str, int | None] = {CHAMPION: self._by_digest.get(epoch.champion, 0)}
-        for name, arm in epoch.arms.items():
-            by_name = self._index.get(name)
-            found[name] = self._by_digest.get(arm.digest) if arm.digest and self._by_digest else by_name
-        return found
+    def unrecorded(self, rows: int) -> None: ...
 
 
-class _Answered(NamedTuple):
-    """What became of the rows: the merged table, and per row the arm that served, why, and its digest."""
+@dataclass(slots=True)
+class Routed:
+    """One request between its split and its record. Lists hold one value a row, in input order."""
 
+    started: float
+    message: Message
     table: Table
+    keys: list[str | None]
+    epoch: Epoch | None
+    assigned: list[Assignment]
     served: list[str]
     reasons: list[str]
     digests: list[str]
-    indices: set[int]
+    parts: list[tuple[int, list[int], Answer]]
+    """The child's index, the rows it answered, and its answer."""
+
+    def merged(self) -> Table:
+        """Return the arms' answers in input order. The last part is the champion's, where it answered any row."""
+        names = self.parts[-1][2].table.names
+        if len(self.parts) == 1:
+            return self.parts[0][2].table
+        columns: list[list[Any]] = [[None] * self.table.count for _ in names]
+        for _, rows, answer in self.parts:
+            for column, values in zip(columns, answer.table.columns, strict=True):
+                for row, value in zip(rows, values, strict=True):
+                    column[row] = value
+        return Table(names, columns=columns)
 
 
 class RowRouter:
@@ -87,57 +83,62 @@ class RowRouter:
         test: str,
         key: str,
         arms: Arms,
+        challengers: Challengers,
         epochs: Epochs,
-        record: Callable[[bytes], None],
-        check: Callable[[Table], None] | None = None,
-        observer: RowObserver | None = None,
+        recorder: Recorder,
+        observer: RowObserver,
+        check: Callable[[Table], None] = lambda table: None,
         key_header: str = "x-customer-key",
         max_rows: int = 10_000,
         keep_inputs: bool = True,
     ) -> None:
-        """`check` validates all rows before any arm is asked; `record` writes one spool line and returns when it is written."""
+        """`check` validates all rows before any arm is asked."""
         self._name = name
         self._test = test
         self._key = key
         self._arms = arms
+        self._challengers = challengers
         self._epochs = epochs
-        self._record = record
-        self._check = check
+        self._recorder = recorder
         self._observer = observer
+        self._check = check
         self._key_header = key_header.encode()
         self._max_rows = max_rows
         self._keep_inputs = keep_inputs
-        self._resolved: tuple[Splitter | None, dict[str, int | None]] = (None, arms.resolve(None))
 
     async def predict(self, message: Message, call: Call, children: Sequence[Child]) -> Message:
-        """Answer the key, the arm served and the model's columns for each row.
+        """Answer the key, the arm that served and the model's columns for each row.
 
         Raises BadRequest or TooLarge before anything is asked or recorded; a champion's failure passes through.
         """
         started = time.perf_counter()
         table = message.table(self._max_rows)
         keys, echo = self._keys(message, table, call)
-        if self._check is not None:
-            self._check(table)
+        self._check(table)
         splitter = self._epochs.current
-        epoch = None if splitter is None else splitter.epoch
-        nobody = Assignment(CHAMPION, NO_EPOCH, None, 1.0)
-        assigned = [nobody] * len(keys) if splitter is None else splitter.assign(keys)
-        answered = await self._ask(message, table, assigned, call, children, self._resolve(splitter))
-        names = [self._key, "arm", *(name for name in answered.table.names if name != self._key)]
-        scores = {n: c for n, c in zip(answered.table.names, answered.table.columns, strict=True) if n != self._key}
-        merged = Table(names, columns=[echo, answered.served, *scores.values()])
-
-        def finish(final: Message) -> Message:
-            return self._finish(final, message, call, started, table, keys, epoch, assigned, answered, scores)
-
-        call.finishers.append(finish)
-        return Message.of(merged, dict(message.meta))
-
-    def _resolve(self, splitter: Splitter | None) -> dict[str, int | None]:
-        if self._resolved[0] is not splitter:
-            self._resolved = (splitter, self._arms.resolve(None if splitter is None else splitter.epoch))
-        return self._resolved[1]
+        if not self._recorder.open():
+            assigned = [UNRECORDED] * table.count
+        elif splitter is None:
+            assigned = [WITHOUT_EPOCH] * table.count
+        else:
+            assigned = splitter.assign(keys)
+        routed = Routed(
+            started=started,
+            message=message,
+            table=table,
+            keys=keys,
+            epoch=None if splitter is None else splitter.epoch,
+            assigned=assigned,
+            served=[each.arm for each in assigned],
+            reasons=[each.reason for each in assigned],
+            digests=[""] * table.count,
+            parts=[],
+        )
+        await self._ask_arms(routed, call, children)
+        merged = routed.merged()
+        scores = {name: column for name, column in zip(merged.names, merged.columns, strict=True) if name != self._key}
+        call.finishers.append(lambda final: self._finish(final, routed, scores, call))
+        return Message.of(Table([self._key, "arm", *scores], columns=[echo, routed.served, *scores.values()]), message.meta)
 
     def _keys(self, message: Message, table: Table, call: Call) -> tuple[list[str | None], list[Any]]:
         """Return each row's canonical key, and the key as the client wrote it for the answer."""
@@ -151,150 +152,136 @@ class RowRouter:
             if None not in keys:
                 return keys, column or []
             tags = message.meta.get("tags")
-            other: object = tags.get(field) if type(tags) is dict else None
-            named = canonical_key(other, f"meta.tags.{field}")
+            given: object = tags.get(field) if type(tags) is dict else None
+            named = canonical_key(given, f"meta.tags.{field}")
             if named is None and table.count == 1:
-                other = named = canonical_key(self._header(call), self._key_header.decode())
+                given = named = canonical_key(self._header(call), self._key_header.decode())
         except InvalidKey as error:
             raise BadRequest(str(error)) from None
+        written = keys if column is None else column
         if named is None:
-            return keys, column or list(keys)
-        echo = [other if key is None else written for key, written in zip(keys, column or keys, strict=True)]
+            return keys, list(written)
+        echo = [given if key is None else as_sent for key, as_sent in zip(keys, written, strict=True)]
         return [named if key is None else key for key in keys], echo
 
     def _header(self, call: Call) -> str | None:
         for name, value in call.headers:
-            if name.lower() == self._key_header:
+            if name == self._key_header:
                 try:
                     return value.decode()
                 except UnicodeDecodeError:
                     raise BadRequest(f"header {self._key_header.decode()}: {value!r:.80} is not UTF-8") from None
         return None
 
-    async def _ask(
-        self,
-        message: Message,
-        table: Table,
-        assigned: list[Assignment],
-        call: Call,
-        children: Sequence[Child],
-        roles: Mapping[str, int | None],
-    ) -> _Answered:
-        groups: dict[str, list[int]] = {}
-        for row, assignment in enumerate(assigned):
-            groups.setdefault(assignment.arm, []).append(row)
-        served = [assignment.arm for assignment in assigned]
-        reasons = [assignment.reason for assignment in assigned]
-        to_champion = groups.pop(CHAMPION, [])
-        parts: list[tuple[int, list[int], Table]] = []
-        for arm, rows in groups.items():
-            index = roles.get(arm)
-            answer = None if index is None else await self._ask_challenger(message, table, rows, call, children[index])
-            if index is not None and answer is not None:
-                parts.append((index, rows, answer))
-                continue
-            for row in rows:
-                served[row], reasons[row] = CHAMPION, FALLBACK_DIGEST if index is None else FALLBACK_ERROR
-            to_champion += rows
+    async def _ask_arms(self, routed: Routed, call: Call, children: Sequence[Child]) -> None:
+        """Ask each arm for its rows, challengers first, so that the champion can answer theirs too if they fail."""
+        roles = self._arms.resolve(routed.epoch)
+        rows_of: dict[str, list[int]] = {}
+        for row, arm in enumerate(routed.served):
+            rows_of.setdefault(arm, []).append(row)
+        to_champion = rows_of.pop(CHAMPION, [])
+        for arm, rows in rows_of.items():
+            outcome = await self._ask_challenger(arm, roles.get(arm), rows, routed, call, children)
+            if isinstance(outcome, str):
+                for row in rows:
+                    routed.served[row], routed.reasons[row] = CHAMPION, outcome
+                to_champion += rows
         if to_champion:
-            champion = roles[CHAMPION] or 0
             to_champion.sort()
-            parts.append((champion, to_champion, await self._ask_child(message, table, to_champion, call, children[champion])))
-        digests = [""] * table.count
-        for index, rows, _ in parts:
-            for row in rows:
-                digests[row] = self._arms.digests[index]
-        return _Answered(_merge(parts, table.count), served, reasons, digests, {index for index, _, _ in parts})
+            champion = roles[CHAMPION] or 0
+            answer = await ask(children[champion], self._part(routed, to_champion), len(to_champion), call)
+            misfits = self._add(routed, champion, to_champion, answer)
+            if misfits:
+                await self._answer_again(routed, misfits, children[champion], champion, call)
 
-    async def _ask_challenger(self, message: Message, table: Table, rows: list[int], call: Call, child: Child) -> Table | None:
-        """Return the challenger's answer, or None if it failed in any way: then the champion answers these rows."""
-        try:
-            return await self._ask_child(message, table, rows, call, child)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a challenger does must not reach its customers
-            log.warning("%s failed for %d rows, the champion answers them: %s", child.name, len(rows), error)
-            return None
+    async def _ask_challenger(
+        self, arm: str, index: int | None, rows: list[int], routed: Routed, call: Call, children: Sequence[Child]
+    ) -> Answer | str:
+        if index is None:
+            return DIGEST
+        digest = "" if routed.epoch is None else routed.epoch.arms[arm].digest
+        message = self._part(routed, rows)
+        outcome = await self._challengers.ask(arm, digest, children[index], message, len(rows), call)
+        if isinstance(outcome, Answer):
+            self._add(routed, index, rows, outcome)
+        return outcome
 
-    async def _ask_child(self, message: Message, table: Table, rows: list[int], call: Call, child: Child) -> Table:
-        whole = len(rows) == table.count
-        answer = await child.predict(message if whole else Message.of(table.take(rows), dict(message.meta)), call)
-        answered = answer.table(self._max_rows)
-        if answered.count != len(rows):
-            raise BadRequest(f"node {child.name} answered {answered.count} rows for {len(rows)}")
-        return answered
+    async def _answer_again(self, routed: Routed, rows: list[int], champion: Child, index: int, call: Call) -> None:
+        """Let the champion answer rows whose challenger answered other columns than the champion does."""
+        for row in rows:
+            routed.served[row], routed.reasons[row] = CHAMPION, ERROR
+        answer = await ask(champion, self._part(routed, rows), len(rows), call)
+        self._add(routed, index, rows, answer)
 
-    def _finish(
-        self,
-        final: Message,
-        message: Message,
-        call: Call,
-        started: float,
-        table: Table,
-        keys: list[str | None],
-        epoch: Epoch | None,
-        assigned: list[Assignment],
-        answered: _Answered,
-        scores: dict[str, list[Any]],
-    ) -> Message:
+    def _part(self, routed: Routed, rows: list[int]) -> Message:
+        """Return the message for an arm: the client's own where the arm gets all rows."""
+        if len(rows) == routed.table.count:
+            return routed.message
+        return Message.of(routed.table.take(rows), routed.message.meta)
+
+    def _add(self, routed: Routed, index: int, rows: list[int], answer: Answer) -> list[int]:
+        """Add a part; return the rows of earlier parts with other columns, which are taken out."""
+        digest = answer.digest
+        self._arms.learn(index, digest)
+        for row in rows:
+            routed.digests[row] = digest
+        misfits = [part for part in routed.parts if part[2].table.names != answer.table.names]
+        routed.parts = [part for part in routed.parts if part not in misfits]
+        routed.parts.append((index, rows, answer))
+        return sorted(row for _, lost, _ in misfits for row in lost)
+
+    def _finish(self, final: Message, routed: Routed, scores: dict[str, list[Any]], call: Call) -> Message:
         """Add meta to the final answer and write the exposures, after the answer's bytes were made: nothing can fail then."""
-        decided = final.table(self._max_rows)
-        mixed = len(answered.indices) > 1
-        given = message.meta.get("puid")
+        epoch = routed.epoch
+        decided = final.table(routed.table.count)
+        indices = {index for index, _, _ in routed.parts}
+        mixed = len(set(routed.served)) > 1
+        given = routed.message.meta.get("puid")
         puid = given if type(given) is str and given else call.puid
         tags = {
             **(final.meta.get("tags") or {}),
             "test": self._test,
             "epoch": epoch.epoch if epoch else None,
-            "arm": answered.served if mixed else answered.served[0],
-            "digest": answered.digests if mixed else answered.digests[0],
+            "arm": routed.served if mixed else routed.served[0],
+            "digest": routed.digests if mixed else routed.digests[0],
         }
-        routing = {self._name: -1 if mixed else next(iter(answered.indices))}
+        routing = {self._name: -1 if len(indices) > 1 else next(iter(indices))}
         done = Message.of(decided, {"puid": puid, "tags": tags, "routing": routing})
         _ = done.body
-        decision = {
-            name: column
-            for name, column in zip(decided.names, decided.columns, strict=True)
-            if name not in scores and name not in (self._key, "arm")
-        }
         batch = ExposureBatch(
-            id=str(uuid7()),
+            id=uuid7(),
             puid=puid,
-            at=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            at=timestamp(datetime.now(UTC)),
             test=self._test,
             epoch=epoch.epoch if epoch else 0,
-            latency_ms=round((time.perf_counter() - started) * 1000, 3),
-            customers=keys,
-            buckets=[each.bucket for each in assigned],
-            assigned=[each.arm for each in assigned],
-            served=answered.served,
-            reasons=answered.reasons,
-            propensities=[each.propensity for each in assigned],
-            digests=answered.digests,
+            latency_ms=round((time.perf_counter() - routed.started) * 1000, 3),
+            customers=routed.keys,
+            buckets=[each.bucket for each in routed.assigned],
+            assigned=[each.arm for each in routed.assigned],
+            served=routed.served,
+            reasons=routed.reasons,
+            propensities=[each.propensity for each in routed.assigned],
+            digests=routed.digests,
             scores=scores,
-            decision=decision,
-            inputs=_inputs(table, self._key) if self._keep_inputs else None,
+            decision={
+                name: column
+                for name, column in zip(decided.names, decided.columns, strict=True)
+                if name not in scores and name not in (self._key, "arm")
+            },
+            inputs=_inputs(routed.table, self._key) if self._keep_inputs else None,
         )
-        self._record(batch.encode())
-        if self._observer is not None:
+        if self._recorder.record(batch.encode()):
             self._observer.rows(batch)
+            return done
+        if set(routed.served) != {CHAMPION}:
+            # Nobody may get the challenger unrecorded. The recorder is closed by now, so the champion answers all rows.
+            raise AnswerAgain
+        self._recorder.missed(routed.table.count)
+        self._observer.unrecorded(routed.table.count)
         return done
 
 
-def _merge(parts: list[tuple[int, list[int], Table]], count: int) -> Table:
-    """Put the arms' answers back in input order."""
-    if len(parts) == 1:
-        return parts[0][2]
-    names = parts[-1][2].names
-    columns: list[list[Any]] = [[None] * count for _ in names]
-    for _, rows, answer in parts:
-        for column, name in zip(columns, names, strict=True):
-            for row, value in zip(rows, answer.column(name) or (), strict=True):
-                column[row] = value
-    return Table(names, columns=columns)
-
-
-def _inputs(table: Table, key: str) -> dict[str, Any]:
+def _inputs(table: Table, key: str) -> Inputs:
     """Return the rows as they came, without the key: the exposure beside them names the customer."""
     names = table.names
     if key not in names:

@@ -16,7 +16,7 @@ Check = Callable[[Any], bool]
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-_FLOAT32_MAX = 3.4028235677973366e38
+FLOAT32_MAX = 3.4028235677973366e38
 _DOUBLE_MAX = 1.7976931348623157e308
 
 
@@ -113,7 +113,7 @@ def _with_snake_case(fields: Mapping[str, Check]) -> dict[str, Check]:
 
 
 _INT32, _INT64, _UINT64 = _integer(32), _integer(64), _integer(64, signed=False)
-_FLOAT, _DOUBLE = _real(_FLOAT32_MAX), _real(_DOUBLE_MAX)
+_FLOAT, _DOUBLE = _real(FLOAT32_MAX), _real(_DOUBLE_MAX)
 
 _TENSOR_TYPES = [
     "FLOAT",

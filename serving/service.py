@@ -6,17 +6,18 @@ Invariant: everything that can be wrong with a graph, a bundle or a rules file i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from router.split import Splitter
+from serving.arms import Arms, Challengers
 from serving.components import Campaigns, Model
 from serving.engine import Engine
 from serving.errors import GraphError
 from serving.graph import Deployment, GraphNode
 from serving.local_node import LocalNode, component_class
 from serving.metrics import Metrics
-from serving.row_router import Arms, RowRouter
+from serving.recorder import Recorder
+from serving.row_router import RowRouter
 from serving.settings import Settings
 from serving.table import Table
 
@@ -47,15 +48,13 @@ class Service:
     Raises GraphError, BundleError or CampaignsError if the deployment can't be served.
     """
 
-    def __init__(
-        self, deployment: Deployment, settings: Settings, *, record: Callable[[bytes], None], metrics: Metrics
-    ) -> None:
+    def __init__(self, deployment: Deployment, settings: Settings, *, recorder: Recorder, metrics: Metrics) -> None:
         self._metrics = metrics
         self._epochs: EpochSource = NoEpochs()
         self._rules: list[Campaigns] = []
         self._models: dict[str, Model] = {}
         root = deployment.graph
-        nodes = {node.name: self._node(deployment, node) for node in root.walk() if not node.is_contender_router}
+        nodes = {node.key: self._node(deployment, node) for node in root.walk() if not node.is_contender_router}
         routers = [node for node in root.walk() if node.is_contender_router]
         if len(routers) > 1:
             raise GraphError(f"{deployment.name}: {len(routers)} routers with contender=v1; one test at a time is supported")
@@ -72,8 +71,9 @@ class Service:
                 key="device_id" if champion is None else champion.bundle.key,
                 arms=self.arms,
                 epochs=self,
-                record=record,
-                check=None if champion is None else champion.check,
+                recorder=recorder,
+                challengers=Challengers(metrics, budget_s=settings.challenger_budget_seconds),
+                check=(lambda table: None) if champion is None else champion.check,
                 observer=metrics,
                 key_header=settings.key_header,
                 max_rows=settings.max_rows,

@@ -37,6 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_inputs: bool = True
     """Whether the rows' inputs are kept in the ledger: retraining and drift need them, a privacy rule may forbid them."""
 
+    challenger_budget_seconds: float = 1.0
+    """What a challenger may take for its rows; then the champion answers them. It bounds calls over HTTP: a model in this
+    process can't be interrupted."""
+
     key_header: str = "x-customer-key"
     """The header that names the customer of a one-row request which has no key column and no tag."""
 

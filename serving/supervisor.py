@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
-import shutil
 import signal
 import socket
 import threading
@@ -24,7 +22,7 @@ from ledger.errors import LedgerError
 from router.epoch import Epoch
 from router.errors import InvalidEpoch
 from router.sources import write_epoch_file
-from serving.metrics import MULTIPROCESS_VARIABLE, Metrics
+from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.worker import READY, run_worker
 
@@ -69,9 +67,6 @@ class Supervisor:
     def run(self) -> None:
         """Serve. Raises OSError if the address is taken, WorkerFailedError if a worker can't start."""
         settings = self._settings
-        shutil.rmtree(settings.metrics, ignore_errors=True)
-        settings.metrics.mkdir(parents=True)
-        os.environ[MULTIPROCESS_VARIABLE] = str(settings.metrics)
         metrics = self._new_metrics()
         store = self._open_store()
         counter = store.change_counter()
@@ -179,7 +174,10 @@ class Supervisor:
             try:
                 report = shipper.ship()
                 metrics.rows_shipped.inc(report.rows)
-                metrics.lag_bytes.set(report.bytes_behind)
+                lag = shipper.lag()
+                metrics.lag_bytes.set(lag.bytes)
+                metrics.lag_seconds.set(lag.seconds)
+                metrics.lines_skipped.inc(report.skipped_lines)
                 failing = False
             except LedgerError as error:
                 metrics.shipping_errors.inc()

@@ -116,18 +116,26 @@ def escape(body: bytes) -> bytes:
 def sniff(body: bytes) -> str:
     """Return the content type that Go guesses for an error's body: by signature, else text unless a control byte is in it.
 
-    Of the signatures of the WHATWG's MIME sniffing standard only those that an escaped body can begin with and that
-    nodes are known to send are told apart.
+    The signatures are those of the WHATWG's MIME sniffing standard that an escaped body can begin with, at offset 0.
     """
-    if body.startswith(b"\x1f\x8b\x08"):
-        return "application/x-gzip"
-    if body.startswith(b"%PDF-"):
-        return "application/pdf"
-    if body.startswith(b"\xef\xbb\xbf"):
-        return "text/plain; charset=utf-8"
-    if _BINARY.search(body, 0, 512):
-        return "application/octet-stream"
-    return "text/plain; charset=utf-8"
+    for signature, kind in _SIGNATURES:
+        if body.startswith(signature):
+            return kind
+    return "application/octet-stream" if _BINARY.search(body, 0, 512) else "text/plain; charset=utf-8"
 
 
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+_SIGNATURES = (
+    (b"\xef\xbb\xbf", "text/plain; charset=utf-8"),
+    (b"\xfe\xff", "text/plain; charset=utf-16be"),
+    (b"\xff\xfe", "text/plain; charset=utf-16le"),
+    (b"%PDF-", "application/pdf"),
+    (b"%!PS-Adobe-", "application/postscript"),
+    (b"\x1f\x8b\x08", "application/x-gzip"),
+    (b"PK\x03\x04", "application/zip"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"BM", "image/bmp"),
+)

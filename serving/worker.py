@@ -6,22 +6,23 @@ Invariant: it ends when its supervisor does, after the requests under way were a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import socket
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from ledger.spool import Spool
 from router.errors import InvalidEpoch
 from router.sources import EpochFile
 from serving.app import App
+from serving.bundle import BundleError
+from serving.campaigns import CampaignsError
+from serving.errors import ServingError
 from serving.graph import load_deployment
 from serving.metrics import Metrics
+from serving.recorder import Recorder
+from serving.server import Server
 from serving.service import Service
 from serving.settings import Settings
 
@@ -42,7 +43,13 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
         metrics.refused.labels("epoch").inc()
         log.error("an epoch is refused, the last good one stays: %s", error)
 
-    service = Service(load_deployment(settings.graph), settings, record=spool.append, metrics=metrics)
+    recorder = Recorder(spool.append, settings.test)
+    try:
+        deployment = load_deployment(settings.graph)
+        service = Service(deployment, settings, recorder=recorder, metrics=metrics)
+    except (ServingError, BundleError, CampaignsError) as error:
+        log.error("%s", error)
+        raise SystemExit(1) from None
     epochs = EpochFile(settings.epoch_file, accept=service.arms.accept, refused=refused)
     service.follow(epochs)
     app = App(
@@ -51,47 +58,27 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
         max_body_bytes=settings.max_body_bytes,
         prometheus=metrics.render,
         observer=metrics,
+        deployment=deployment.name,
+        namespace=deployment.namespace,
+        predictor=deployment.predictors[0].name,
     )
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        timeout_graceful_shutdown=settings.grace_seconds,
-        timeout_keep_alive=75,
-        server_header=False,
-    )
-    server = _Server(config, service, settings.refresh_seconds, supervisor)
+    server = _Worker(app, service, settings, supervisor)
     try:
         server.run(sockets=[listener])
     finally:
+        recorder.close()
         spool.close()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which also follows epochs and rules, and ends when the supervisor's pipe closes."""
+class _Worker(Server):
+    """The server, which also follows epochs and rules, and leaves when the supervisor's pipe closes."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, refresh_seconds: float, supervisor: Connection) -> None:
-        super().__init__(config)
+    def __init__(self, app: App, service: Service, settings: Settings, supervisor: Connection) -> None:
+        super().__init__(app, grace_seconds=settings.grace_seconds)
         self._service = service
-        self._refresh_seconds = refresh_seconds
+        self._refresh_seconds = settings.refresh_seconds
         self._supervisor = supervisor
         self._following: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal, as uvicorn does, but end with code 0 instead of dying of the signal afterwards."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._leave)
-        yield
-
-    def _leave(self) -> None:
-        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -101,7 +88,7 @@ class _Server(uvicorn.Server):
 
     def _supervisor_left(self) -> None:
         asyncio.get_running_loop().remove_reader(self._supervisor.fileno())
-        self._leave()
+        self.leave()
 
     async def _follow(self) -> None:
         while not self.should_exit:

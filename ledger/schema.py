@@ -1,0 +1,80 @@
+"""The ledger's tables, declared once for SQLite and PostgreSQL. A further table is declared here and made at the next start.
+
+Invariant: the columns of `exposures` are the fields of `ledger.records.Exposure`, in their order.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
+
+METADATA = MetaData()
+
+EPOCHS = Table(
+    "epochs",
+    METADATA,
+    Column("test", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("document", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("digest", String(64), nullable=False, comment="SHA-256 of the document with sorted keys and no spaces"),
+)
+
+EXPOSURES = Table(
+    "exposures",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("puid", Text, nullable=False),
+    Column("row", Integer, nullable=False),
+    Column("at", String(27), nullable=False, comment="RFC 3339 in UTC with microseconds: text sorts as time"),
+    Column("test", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False, comment="0: no usable epoch"),
+    Column("customer", Text, comment="canonical key; null: unknown"),
+    Column("bucket", Integer),
+    Column("assigned", Text, nullable=False),
+    Column("served", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("scores", Text, nullable=False, comment="JSON object"),
+    Column("decision", Text, nullable=False, comment="JSON object"),
+    Column("digest", Text, nullable=False),
+    Column("latency_ms", Double, nullable=False),
+)
+Index("exposures_at_id", EXPOSURES.c.at, EXPOSURES.c.id)
+Index("exposures_customer", EXPOSURES.c.customer)
+
+INPUTS = Table(
+    "inputs",
+    METADATA,
+    Column(
+        "exposure", String(36), primary_key=True, comment="no foreign key: exposures and inputs are dropped at different ages"
+    ),
+    Column("input", Text, nullable=False, comment="JSON object"),
+)
+
+PAIRS = Table(
+    "pairs",
+    METADATA,
+    Column("exposure", String(36), primary_key=True),
+    Column("arm", Text, primary_key=True, comment="the arm that did not serve the row"),
+    Column("digest", Text, nullable=False),
+    Column("scores", Text, nullable=False, comment="JSON object"),
+)
+
+GAPS = Table(
+    "gaps",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("test", Text, nullable=False),
+    Column("start", String(27), nullable=False),
+    Column("end", String(27), nullable=False),
+    Column("rows", BigInteger, nullable=False, comment="answered by the champion, unrecorded"),
+)
+
+SEGMENTS = Table(
+    "segments",
+    METADATA,
+    Column("name", Text, primary_key=True, comment="a spool segment's file name, unique everywhere"),
+    Column("shipped", BigInteger, nullable=False, comment="bytes whose records are in this ledger"),
+)

@@ -1,0 +1,286 @@
+"""A bundle's declared inputs turn a table of JSON values (or CSV text) into the feature matrix its models were trained on.
+
+Invariant: a table either becomes a matrix whose every cell is allowed, or is refused with the first field and row that isn't;
+training and serving encode through the same lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, Literal, NoReturn
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import BadRequest
+
+UNKNOWN = -1.0
+"""Code of a category that isn't among the known ones (new, or of too few customers at training)."""
+MISSING = -2.0
+"""Code of a missing category. A missing number is NaN."""
+
+InputType = Literal["category", "number", "integer"]
+Matrix = NDArray[np.float32]
+
+_LARGEST = float(np.finfo(np.float32).max)
+_MAX_PLANS = 256
+_NOTHING = type(None)
+_REFUSED = float("nan")  # what a lookup gives for a value that is not allowed
+
+
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One column of a request.
+
+    A category is text; the known ones are coded by their place in `categories`, any other is served as unknown unless `enum`
+    lists all that exist. With `numeric_ids` the integer 49 and the text "49" are one category. `missing` allows null and
+    blank values, and the whole column to be absent. `minimum` and `maximum` are inclusive. `group` names inputs that are
+    present or absent together; `within` names the input that this one refines (a model belongs to its brand).
+    """
+
+    name: str
+    type: InputType
+    description: str
+    example: str | float | None
+    unit: str = ""
+    missing: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    categories: list[str] = []
+    enum: list[str] | None = None
+    numeric_ids: bool = False
+    group: str = ""
+    within: str = ""
+
+    def expected(self) -> str:
+        """Return in words what a value has to be."""
+        if self.type == "category":
+            kind = "text" if not self.numeric_ids else "a category id (text or integer)"
+            kind = f"one of {', '.join(self.enum)}" if self.enum is not None else kind
+        else:
+            kind = "an integer" if self.type == "integer" else "a number"
+            low, high = self.minimum, self.maximum
+            if low is not None and high is not None:
+                kind += f" from {low:g} to {high:g}"
+            elif low is not None:
+                kind += f" of at least {low:g}"
+            elif high is not None:
+                kind += f" of at most {high:g}"
+        return f"{kind} or null" if self.missing else kind
+
+    def fault(self, value: Any) -> str | None:
+        """Return why this JSON value is not allowed, None if it is. The slow twin of what `Signature.encode` checks at once."""
+        if value is None or (value == "" and self.type == "category"):
+            return None if self.missing else "is missing"
+        if self.type == "category":
+            if self.numeric_ids and _integral(value):
+                value = str(int(value))
+            if type(value) is not str:
+                return f"is {_kind(value)}"
+            return None if self.enum is None or value in self.enum else "is not allowed"
+        if type(value) is not int and type(value) is not float:
+            return f"is {_kind(value)}"
+        if math.isnan(value):
+            return "is not a number"
+        low = -_LARGEST if self.minimum is None else self.minimum
+        high = _LARGEST if self.maximum is None else self.maximum
+        if not low <= value <= high:
+            return "is out of range"
+        return None if self.type == "number" or _integral(value) else "is not whole"
+
+
+class _Lookup(dict[Any, float]):
+    """Codes of one input's categories, `otherwise` for all that aren't listed."""
+
+    def __init__(self, source: Input) -> None:
+        super().__init__({name: float(code) for code, name in enumerate(source.categories)})
+        self.otherwise = UNKNOWN if source.enum is None else _REFUSED
+        for name in source.enum or ():
+            self.setdefault(name, UNKNOWN)
+        if source.numeric_ids:
+            self.update({int(name): code for name, code in self.items() if _canonical_integer(name)})
+        self[None] = self[""] = MISSING if source.missing else _REFUSED
+
+    def __missing__(self, key: Any) -> float:
+        return self.otherwise
+
+
+class _Plan:
+    """How to encode tables with one particular list of column names: `columns` has one entry for each input that is there."""
+
+    def __init__(self, inputs: Sequence[Input], lookups: Sequence[_Lookup | None], names: Sequence[str]) -> None:
+        places = {name: place for place, name in enumerate(names)}
+        present = [(i, places[each.name]) for i, each in enumerate(inputs) if each.name in places]
+        self.width = len(names)
+        self.columns: list[tuple[int, Callable[[Any], float] | None]] = [
+            (place, None if (lookup := lookups[i]) is None else lookup.__getitem__) for i, place in present
+        ]
+        self.numbers = [place for i, place in present if inputs[i].type != "category"]
+        self.texts = [place for i, place in present if inputs[i].type == "category" and not inputs[i].numeric_ids]
+        self.ids = [place for i, place in present if inputs[i].numeric_ids]
+        self.integers = [place for i, place in present if inputs[i].type == "integer"]
+        low, high = zip(*(_bounds(inputs[i]) for i, _ in present), strict=True) if present else ((), ())
+        self.low = np.array(low, dtype=np.float64)[:, None]
+        self.high = np.array(high, dtype=np.float64)[:, None]
+        self.required = [row for row, (i, _) in enumerate(present) if not inputs[i].missing]
+        absent = [MISSING if each.type == "category" else _REFUSED for each in inputs]
+        self.slots = [i for i, _ in present]
+        self.absent = None if len(present) == len(inputs) else np.array(absent, dtype=np.float32)
+
+
+class Signature:
+    """The inputs of a bundle, ready to encode tables. One column of the matrix for each input, in their order."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        self.inputs = tuple(inputs)
+        self.width = len(self.inputs)
+        self._lookups = [_Lookup(each) if each.type == "category" else None for each in self.inputs]
+        self._plans: dict[tuple[str | None, ...], _Plan] = {}
+
+    def encode(self, names: Sequence[str], rows: Sequence[Sequence[Any]], *, ignore: str | None = None) -> Matrix:
+        """Return the float32 matrix (rows, inputs) of a table of values as JSON gave them.
+
+        Numbers stay, null or an absent column is NaN; a category is its code, UNKNOWN or MISSING. The column `ignore` (the
+        customer key) is left out. Raises BadRequest naming field, 0-based row, value and what is expected.
+        """
+        plan = self._plan(names, ignore)
+        if set(map(len, rows)) - {plan.width}:
+            _refuse_ragged(rows, names)
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * plan.width
+        for place in plan.ids:
+            columns[place] = [int(v) if type(v) is float and v.is_integer() else v for v in columns[place]]
+        return self._matrix(plan, names, columns)
+
+    def parse_text(self, names: Sequence[str], rows: Sequence[Sequence[str]], *, ignore: str | None = None) -> Matrix:
+        """Return the matrix of a table of text, as `encode` does: a blank value is missing, a number is read from its text.
+
+        Raises BadRequest as `encode` does.
+        """
+        plan = self._plan(names, ignore)
+        if set(map(len, rows)) - {plan.width}:
+            _refuse_ragged(rows, names)
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * plan.width
+        for place in plan.numbers:
+            columns[place] = _numbers(columns[place])
+        for place in plan.ids:
+            columns[place] = [value.removesuffix(".0") for value in columns[place]]
+        return self._matrix(plan, names, columns)
+
+    def _plan(self, names: Sequence[str], ignore: str | None) -> _Plan:
+        known = (ignore, *names)
+        plan = self._plans.get(known)
+        if plan is None:
+            self._check_names(names, ignore)
+            plan = _Plan(self.inputs, self._lookups, names)
+            if len(self._plans) >= _MAX_PLANS:
+                # Names come from clients: whoever permutes columns for ever must not fill the memory.
+                self._plans.clear()
+            self._plans[known] = plan
+        return plan
+
+    def _matrix(self, plan: _Plan, names: Sequence[str], columns: list[Sequence[Any]]) -> Matrix:
+        """Encode the columns; any doubt sends them to `_explain`, so that the common way costs few calls."""
+        numbers = list(chain.from_iterable(columns[place] for place in plan.numbers))
+        kinds = set(map(type, numbers))
+        if (
+            kinds - {int, float, _NOTHING}
+            or _kinds(columns, plan.texts) - {str, _NOTHING}
+            or _kinds(columns, plan.ids) - {str, int, _NOTHING}
+        ):
+            self._explain(names, columns)
+        try:
+            cells = np.array(
+                [columns[place] if code is None else list(map(code, columns[place])) for place, code in plan.columns],
+                dtype=np.float64,
+            )
+        except OverflowError:
+            self._explain(names, columns)
+        # NaN fails both comparisons, so this counts what is there and allowed; a null is the only NaN that may remain.
+        allowed = np.count_nonzero((cells >= plan.low) & (cells <= plan.high))
+        missing = numbers.count(None) if _NOTHING in kinds else 0
+        if allowed + missing != cells.size:
+            self._explain(names, columns)
+        if missing and plan.required and np.isnan(cells[plan.required]).any():
+            self._explain(names, columns)
+        if float in kinds and any(type(v) is float and v % 1 > 0 for place in plan.integers for v in columns[place]):
+            self._explain(names, columns)
+        if plan.absent is None:
+            return cells.T.astype(np.float32, order="C")
+        matrix = np.tile(plan.absent, (len(columns[0]) if columns else 0, 1))
+        matrix[:, plan.slots] = cells.T
+        return matrix
+
+    def _explain(self, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> NoReturn:
+        """Raise BadRequest for the first value, row by row, that isn't allowed."""
+        places = {name: place for place, name in enumerate(names)}
+        present = [(each, columns[places[each.name]]) for each in self.inputs if each.name in places]
+        for row in range(len(columns[0])):
+            for each, values in present:
+                fault = each.fault(values[row])
+                if fault is not None:
+                    value = "it" if values[row] is None or values[row] == "" else f"{values[row]!r:.80}"
+                    raise BadRequest(f"row {row}, field {each.name!r}: {value} {fault}; {each.expected()} is expected")
+        raise AssertionError("a table was refused without a fault")
+
+    def _check_names(self, names: Sequence[str], ignore: str | None) -> None:
+        known = {each.name for each in self.inputs}
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise BadRequest(f"field {name!r} appears twice among the columns; each may appear once")
+            if name not in known and name != ignore:
+                expected = ", ".join(([ignore] if ignore else []) + [each.name for each in self.inputs])
+                raise BadRequest(f"field {name!r:.80} is unknown; the columns are {expected}")
+        for each in self.inputs:
+            if not each.missing and each.name not in names:
+                raise BadRequest(f"field {each.name!r} is missing; {each.expected()} is expected in every row")
+
+
+def _bounds(source: Input) -> tuple[float, float]:
+    if source.type == "category":
+        return MISSING, _LARGEST
+    low = -_LARGEST if source.minimum is None else source.minimum
+    return low, _LARGEST if source.maximum is None else source.maximum
+
+
+def _kinds(columns: Sequence[Sequence[Any]], places: Iterable[int]) -> set[type]:
+    return set(map(type, chain.from_iterable(columns[place] for place in places)))
+
+
+def _numbers(column: Sequence[str]) -> Sequence[Any]:
+    """Read a column of text; whatever is no number stays text, for the checks to refuse with its row."""
+    joined = "".join(column)
+    if joined.isascii() and "_" not in joined:  # float() would take "1_000" and other scripts' digits
+        try:
+            return [float(value) if value and not value.isspace() else None for value in column]
+        except ValueError:
+            pass
+    return [_number(value) for value in column]
+
+
+def _number(text: str) -> float | str | None:
+    if not text or text.isspace():
+        return None
+    try:
+        return float(text) if text.isascii() and "_" not in text else text
+    except ValueError:
+        return text
+
+
+def _integral(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and value.is_integer())
+
+
+def _canonical_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal() and str(int(text)) == text
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _refuse_ragged(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> NoReturn:
+    row = next(i for i, each in enumerate(rows) if len(each) != len(names))
+    raise BadRequest(f"row {row}: {len(rows[row])} values for {len(names)} fields ({', '.join(names):.200})")

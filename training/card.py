@@ -1,0 +1,147 @@
+"""The model card of a campaigns bundle: README.md beside the model, for people.
+
+Invariant: every figure comes from the manifest or from out-of-fold outputs; nothing is typed in by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Manifest, Training
+from serving.heads import BinaryHead, MulticlassHead, RegressionHead
+
+_SPLITS = {
+    "given_split_brand_and_model": "given split, brand and model only",
+    "cross_validation_with_usage": "5-fold, devices with usage events",
+    "cross_validation_without_usage": "5-fold, devices without",
+    "cross_validation": "5-fold, all devices",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Out-of-fold tables: deciles as (decile, customers, share of positives, lift), and counts (true band, answered band)."""
+
+    deciles: Sequence[tuple[int, int, float, float]]
+    bands: NDArray[np.int64]
+
+
+def card(manifest: Manifest, evidence: Evidence) -> str:
+    """Return the card as Markdown."""
+    source = manifest.training
+    deciles = [(decile, f"{count:,}", f"{share:.1%}", f"{lift:.2f}") for decile, count, share, lift in evidence.deciles]
+    return f"""# {manifest.name}
+
+{manifest.model}, fitted on {source.rows["devices"]:,} devices, of which
+{source.rows["devices_with_events"]:,} have usage events. For each device it says how probably its owner is female
+(`gender_score`, ranked into `gender_decile`), and {_age(manifest)}.
+Brand and model of the phone are required, everything about usage may be missing.
+
+It was made to choose marketing campaigns. It is no basis for anything that a person is owed or refused.
+
+## Data
+
+TalkingData mobile user demographics, a Kaggle competition whose terms don't allow publishing the data; none is in this folder.
+The files are {" and ".join(f"`{name}`" for name in source.files)}; {_span(source)}.
+`model.json` holds their SHA-256, fitted parameters, and counts of categories and values that at least 20 devices share. Rarer
+brands and models are served as unknown.
+
+## How good it is
+
+{_metrics(manifest)}
+Every vocabulary, encoding and model was fitted inside the fold. The base figures are those of a model without inputs.
+
+### Score deciles
+
+Out-of-fold, all devices. The nine edges are the deciles of the out-of-fold scores, moved into the nearest gap between the
+shipped model's own scores; many devices share one score, so the deciles aren't exactly equal.
+
+{_table(("decile", "devices", "female", "lift"), deciles)}
+### Age bands
+
+Out-of-fold, all devices; rows are the true band, columns the answered one.
+
+{_bands(manifest, evidence)}
+{_band_note(manifest)}
+
+## Limits
+
+- Brand and model say little: most devices have no usage events, and for them the scores lie close together.
+- Gender is recorded as two classes. A decile is a guess about a group of similar phones, never a fact about a person.
+- The youngest band is the hardest: its owners' phones differ little from those of the next band.
+- The data is of one country and one week of 2016. New phones are unknown to it; compare what is served with `reference` in
+  `model.json` before trusting it elsewhere, and train again when they part.
+- Cheap and dear phones have different owners, so campaigns chosen by this model may reach groups of people unequally. Compare
+  the campaigns' reach by group before a campaign offers something that matters.
+
+## Train again
+
+    contender train campaigns --data DIR --out models --seed {source.seed}
+
+`DIR` holds the files named above. {_runtime(manifest)}
+"""
+
+
+def _age(manifest: Manifest) -> str:
+    if any(isinstance(head, RegressionHead) for head in manifest.heads):
+        return "its owner's age in years with the band that it falls into"
+    return "its owner's age band (`age` stays empty)"
+
+
+def _span(source: Training) -> str:
+    if source.span is None:
+        return "when the usage events happened isn't recorded"
+    return f"the raw events seen are of {source.span[0]} to {source.span[1]}"
+
+
+def _metrics(manifest: Manifest) -> str:
+    names = list(next(iter(manifest.metrics.values())))
+    rows = [
+        (_SPLITS.get(split, split), *(f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values.values()))
+        for split, values in manifest.metrics.items()
+    ]
+    return _table(("split", *(name.replace("_", " ") for name in names)), rows)
+
+
+def _bands(manifest: Manifest, evidence: Evidence) -> str:
+    head = next(head for head in manifest.heads if not isinstance(head, BinaryHead))
+    rows = [
+        (label, *(f"{count:,}" for count in counts), f"{counts[i] / max(counts.sum(), 1):.1%}")
+        for i, (label, counts) in enumerate(zip(head.labels, evidence.bands, strict=True))
+    ]
+    return _table(("true band", *head.labels, "found"), rows)
+
+
+def _band_note(manifest: Manifest) -> str:
+    for head in manifest.heads:
+        if isinstance(head, MulticlassHead):
+            weights = ", ".join(f"{weight:g} for {label}" for label, weight in zip(head.labels, head.weights, strict=True))
+            return (
+                "The answered band has the greatest probability × weight. The weights were chosen on out-of-fold outputs\n"
+                f"so that each band is answered about as often as it is true: {weights}.\n"
+                "Plain probability would hardly ever answer the youngest band, and its campaign would reach nobody."
+            )
+    return (
+        "The band is that of the predicted age. A regression draws everybody towards the mean, so this arm hardly ever\n"
+        "answers the youngest band, and its campaign reaches hardly anybody."
+    )
+
+
+def _runtime(manifest: Manifest) -> str:
+    parity = manifest.parity
+    if parity is None:
+        return f"Served by {manifest.runtime}."
+    return (
+        f"Served by {manifest.runtime}: on {parity.rows:,} rows scikit-learn and ONNX differ by at most\n"
+        f"{parity.probability:.1e} in a probability and {parity.value:.1e} in an age; {parity.decisions} decisions differ."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)

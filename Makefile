@@ -11,7 +11,10 @@ HOST ?= 127.0.0.1
 PORT ?= 9000
 WORKERS ?= 1
 
-.PHONY: help env run test lint lock clean
+UNITS := .venv-units
+UNITS_STAMP := $(UNITS)/.installed
+
+.PHONY: help env units run test lint lock clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -33,10 +36,25 @@ else
 endif
 	@touch $@
 
+units: $(UNITS_STAMP) ## Make .venv-units, the environment of the Seldon-wrapped units
+
+$(UNITS_STAMP): requirements/units.lock
+	@test -n "$(PYTHON)" || { echo "python3.12 or python3.11 (with venv) is needed; install one and try again" >&2; exit 1; }
+	@echo "making $(UNITS) with $(PYTHON)$(if $(UV), through uv,)"
+	@rm -rf $(UNITS)
+ifneq ($(UV),)
+	@uv venv --quiet --python $(PYTHON) $(UNITS)
+	@uv pip install --quiet --python $(UNITS)/bin/python --require-hashes -r requirements/units.lock
+else
+	@$(PYTHON) -m venv $(UNITS)
+	@$(UNITS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/units.lock
+endif
+	@touch $@
+
 run: env ## Serve champion and challenger on http://127.0.0.1:9000 (PORT=, WORKERS=, HOST=)
 	@$(BIN)/contender serve manifests/base/seldondeployment.yaml --host $(HOST) --port $(PORT) --workers $(WORKERS)
 
-test: env lint ## Check everything: lint, types, import contracts, tests
+test: env units lint ## Check everything: lint, types, import contracts, tests
 	@$(BIN)/pytest $(ARGS)
 
 lint: env ## Check format, lint, types, import contracts, manifests

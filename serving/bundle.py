@@ -7,22 +7,23 @@ very bytes that were checked are the ones that are loaded.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from serving.heads import Head
 from serving.scorer import OnnxScorer, Scorer, SklearnScorer
-from serving.signature import MISSING, Input, Matrix, Signature
+from serving.signature import Input, Matrix, Signature
 
 FORMAT = "contender.bundle/1"
 MANIFEST, SKLEARN_MODEL, ONNX_MODEL = "model.json", "model.joblib", "model.onnx"
 
 Runtime = Literal["onnx", "sklearn"]
 _MODEL_FILES: dict[Runtime, str] = {"onnx": ONNX_MODEL, "sklearn": SKLEARN_MODEL}
+_MODELS: dict[Runtime, Callable[[bytes, Sequence[Head]], Scorer]] = {"onnx": OnnxScorer, "sklearn": SklearnScorer.load}
 
 
 class BundleError(Exception):
@@ -135,8 +136,14 @@ class Bundle:
             raise BundleInvalid(f"{path / MANIFEST}: files lists no {name}, which the runtime {used!r} needs")
         if used == "sklearn":
             _check_version(path, manifest, "scikit-learn")
-        scorer = _scorer(path / name, files[name], manifest)
-        return cls(manifest, hashlib.sha256(content).hexdigest(), scorer)
+        try:
+            scorer = _MODELS[used](files[name], manifest.heads)
+            bundle = cls(manifest, hashlib.sha256(content).hexdigest(), scorer)
+            bundle.answer(bundle.signature.encode([i.name for i in manifest.inputs], [[i.example for i in manifest.inputs]]))
+        except Exception as error:
+            # Whatever a library raises, these files passed their digests: they were written wrongly, or don't fit each other.
+            raise BundleInvalid(f"{path / name}: can't answer its own example: {type(error).__name__}: {error}") from error
+        return bundle
 
     def answer(self, matrix: Matrix) -> dict[str, list[Any]]:
         """Return the answer's columns, without the key's, for a matrix that `signature` encoded."""
@@ -183,17 +190,3 @@ def _check_version(path: Path, manifest: Manifest, library: str) -> None:
             f"{path / SKLEARN_MODEL}: written with {library} {trained}, but {installed or 'none'} is installed; "
             f"install {library} {trained} or train the bundle again"
         )
-
-
-def _scorer(path: Path, data: bytes, manifest: Manifest) -> Scorer:
-    make = OnnxScorer if path.name == ONNX_MODEL else SklearnScorer.load
-    try:
-        scorer = make(data, manifest.heads)
-        # One row of missing values, so that a model that doesn't fit its inputs and heads is refused now.
-        scores = scorer.scores(np.full((1, len(manifest.inputs)), MISSING, dtype=np.float32))
-        for head, output in zip(manifest.heads, scores, strict=True):
-            head.columns(output)
-        return scorer
-    except Exception as error:
-        # Whatever a library raises here, the file is what is wrong: it passed its digest, so it was written wrongly.
-        raise BundleInvalid(f"{path}: can't be loaded: {type(error).__name__}: {error}") from error

@@ -7,14 +7,13 @@ hands to its engine, of which only an unknown node type is refused. Invariant: a
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import orjson
 
 from serving.errors import GraphError
 
@@ -119,93 +118,22 @@ class Deployment:
         raise GraphError(f"deployment {self.name}: no predictor {name!r}; there is {_listed(p.name for p in self.predictors)}")
 
 
-class ParameterSpec(msgspec.Struct):
-    name: str = ""
-    value: Any = ""
-    type: str | None = None
-
-
-class EndpointSpec(msgspec.Struct):
-    service_host: str = ""
-    service_port: int = 0
-    http_port: int = msgspec.field(name="httpPort", default=0)
-
-
-class UnitSpec(msgspec.Struct):
-    name: str | None = None
-    type: str | None = None
-    implementation: str | None = None
-    parameters: list[ParameterSpec] | None = None
-    methods: list[str] | None = None
-    children: list[UnitSpec] | None = None
-    endpoint: EndpointSpec | None = None
-
-
-class EnvSpec(msgspec.Struct):
-    name: str = ""
-    value: Any = ""
-
-
-class ContainerSpec(msgspec.Struct):
-    name: str = ""
-    image: str | None = None
-    env: list[EnvSpec] | None = None
-
-
-class PodSpec(msgspec.Struct):
-    containers: list[ContainerSpec] | None = None
-
-
-class ComponentSpec(msgspec.Struct):
-    spec: PodSpec | None = None
-
-
-class PredictorSpec(msgspec.Struct, rename="camel"):
-    name: str = ""
-    graph: UnitSpec | None = None
-    component_specs: list[ComponentSpec] | None = None
-    annotations: dict[str, str] | None = None
-
-    def containers(self) -> Iterator[tuple[str, ContainerSpec]]:
-        """Yield the path of each container, and the container."""
-        for i, component in enumerate(self.component_specs or []):
-            for j, container in enumerate((component.spec and component.spec.containers) or []):
-                yield f"componentSpecs[{i}].spec.containers[{j}]", container
-
-
-class DeploymentSpec(msgspec.Struct):
-    predictors: list[PredictorSpec] | None = None
-    annotations: dict[str, str] | None = None
-
-
-class Metadata(msgspec.Struct):
-    name: str = ""
-    namespace: str | None = None
-    annotations: dict[str, str] | None = None
-
-
-class SeldonDeployment(msgspec.Struct, rename="camel"):
-    api_version: str = ""
-    kind: str = ""
-    metadata: Metadata = msgspec.field(default_factory=Metadata)
-    spec: DeploymentSpec = msgspec.field(default_factory=DeploymentSpec)
-
-
 def decode_predictor(encoded: str) -> Predictor:
     """Return the predictor in ENGINE_PREDICTOR, a PredictorSpec as base64 of JSON. Raises GraphError."""
     try:
-        spec = msgspec.json.decode(base64.b64decode(encoded, validate=True), type=PredictorSpec)
-    except (binascii.Error, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        spec = orjson.loads(base64.b64decode(encoded, validate=True))
+    except ValueError as error:
         raise GraphError(f"ENGINE_PREDICTOR: {error}; base64 of a PredictorSpec as JSON is expected") from None
     return _checked_types(spec, "ENGINE_PREDICTOR")
 
 
 def load_predictor(path: Path, name: str) -> Predictor:
     """Return one predictor of a manifest, unvalidated but for its node types, as the executor reads it. Raises GraphError."""
-    for spec in _read(path).spec.predictors or []:
-        if spec.name == name:
+    predictors = _list(_object(_read(path), "spec"), "predictors")
+    for spec in predictors:
+        if _text(spec, "name") == name:
             return _checked_types(spec, f"{path}: predictor {name}")
-    raise GraphError(f"{path}: no predictor is named {name!r}")
+    raise GraphError(f"{path}: no predictor is named {name!r}; there is {_listed(_text(p, 'name') for p in predictors)}")
 
 
 def load_deployment(path: Path) -> Deployment:
@@ -215,15 +143,16 @@ def load_deployment(path: Path) -> Deployment:
     """
     from serving.manifest import faults
 
-    read = _read(path)
-    found = faults(read)
+    document = _read(path)
+    found = faults(document)
     if found:
         raise GraphError(*(f"{path}: {fault}" for fault in found))
+    metadata, spec = document["metadata"], document["spec"]
     return Deployment(
-        read.metadata.name,
-        read.metadata.namespace or "default",
-        {**(read.metadata.annotations or {}), **(read.spec.annotations or {})},
-        tuple(_predictor(spec) for spec in read.spec.predictors or []),
+        metadata["name"],
+        metadata.get("namespace") or "default",
+        {**(metadata.get("annotations") or {}), **(spec.get("annotations") or {})},
+        tuple(_predictor(each) for each in spec["predictors"]),
     )
 
 
@@ -240,11 +169,12 @@ def type_of(text: str, kind: str) -> Value:
     return text
 
 
-def _read(path: Path) -> SeldonDeployment:
+def _read(path: Path) -> Any:
+    """Return the one document of a file that is a SeldonDeployment. Raises GraphError."""
     import yaml
 
     try:
-        documents = [each for each in yaml.load_all(path.read_bytes(), Loader=_loader(yaml)) if each is not None]
+        documents = [each for each in yaml.load_all(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if each]
     except OSError as error:
         raise GraphError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -252,19 +182,14 @@ def _read(path: Path) -> SeldonDeployment:
     kinds = [each.get("kind") if isinstance(each, dict) else type(each).__name__ for each in documents]
     if kinds.count("SeldonDeployment") != 1:
         raise GraphError(f"{path}: one document of kind SeldonDeployment is expected; there is {_listed(kinds)}")
+    return documents[kinds.index("SeldonDeployment")]
+
+
+def _checked_types(spec: Any, source: str) -> Predictor:
     try:
-        return msgspec.convert(documents[kinds.index("SeldonDeployment")], SeldonDeployment)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).rpartition(" - at `$.")
-        raise GraphError(f"{path}: {where.rstrip('`')}: {what}") from None
-
-
-def _loader(yaml: Any) -> Any:
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _checked_types(spec: PredictorSpec, source: str) -> Predictor:
-    predictor = _predictor(spec)
+        predictor = _predictor(spec)
+    except GraphError as error:
+        raise GraphError(f"{source}: {error}") from None
     unknown = [
         f"{source}: node {node.name}: type {node.type!r} is unknown; one of {', '.join(TYPES)} is expected"
         for node in predictor.graph.walk()
@@ -275,42 +200,85 @@ def _checked_types(spec: PredictorSpec, source: str) -> Predictor:
     return predictor
 
 
-def _predictor(spec: PredictorSpec) -> Predictor:
-    containers = [container for _, container in spec.containers()]
+def _predictor(spec: Any) -> Predictor:
+    containers = [
+        container
+        for component in _list(spec, "componentSpecs")
+        for container in _list(_object(component, "spec"), "containers")
+    ]
     return Predictor(
-        spec.name,
-        _node(spec.graph or UnitSpec(), Counter()),
-        {c.name: {env.name: str(env.value) for env in c.env or [] if env.value is not None} for c in containers},
-        {c.name: c.image or "" for c in containers},
-        spec.annotations or {},
+        _text(spec, "name"),
+        _node(_object(spec, "graph"), Counter()),
+        {_text(each, "name"): _environment(each) for each in containers},
+        {_text(each, "name"): _text(each, "image") for each in containers},
+        _object(spec, "annotations"),
     )
 
 
-def _node(spec: UnitSpec, seen: Counter[str]) -> GraphNode:
-    name = spec.name or ""
+def _environment(container: Any) -> dict[str, str]:
+    """Return the variables with a value; those that a Secret or the like gives are not known here."""
+    named = [(_text(each, "name"), each.get("value")) for each in _list(container, "env")]
+    return {name: str(value) for name, value in named if value is not None}
+
+
+def _node(spec: Any, seen: Counter[str]) -> GraphNode:
+    name = _text(spec, "name")
     seen[name] += 1
-    at = spec.endpoint
     return GraphNode(
         name,
-        spec.type or "",
-        spec.implementation or "",
-        {parameter.name: _parameter(parameter) for parameter in spec.parameters or []},
-        frozenset(spec.methods or []),
+        _text(spec, "type"),
+        _text(spec, "implementation"),
+        {_text(each, "name"): _parameter(each) for each in _list(spec, "parameters")},
+        frozenset(_list(spec, "methods")),
         key=name if seen[name] == 1 else f"{name}#{seen[name]}",
-        children=tuple([_node(child, seen) for child in spec.children or []]),
-        endpoint=None if at is None else Endpoint(at.service_host, at.http_port, at.service_port),
+        children=tuple([_node(child, seen) for child in _list(spec, "children")]),
+        endpoint=_endpoint(spec["endpoint"]) if spec.get("endpoint") else None,
     )
 
 
-def _parameter(spec: ParameterSpec) -> Parameter:
-    text = spec.value if type(spec.value) is str else msgspec.json.encode(spec.value).decode()
-    kind = spec.type or "STRING"
+def _endpoint(spec: Any) -> Endpoint:
+    return Endpoint(_text(spec, "service_host"), _member(spec, "httpPort", int), _member(spec, "service_port", int))
+
+
+def _parameter(spec: Any) -> Parameter:
+    given = spec.get("value", "")
+    text = given if type(given) is str else orjson.dumps(given).decode()
+    kind = _text(spec, "type") or "STRING"
     try:
-        value = type_of(text, kind)
+        return Parameter(text, kind, type_of(text, kind))
     except ValueError:
-        value = text
-    return Parameter(text, kind, value)
+        return Parameter(text, kind, text)
 
 
-def _listed(names: Sequence[Any] | Iterator[Any]) -> str:
+def _text(spec: Any, name: str) -> str:
+    text: str = _member(spec, name, str)
+    return text
+
+
+def _list(spec: Any, name: str) -> list[Any]:
+    values: list[Any] = _member(spec, name, list)
+    return values
+
+
+def _object(spec: Any, name: str) -> dict[str, Any]:
+    members: dict[str, Any] = _member(spec, name, dict)
+    return members
+
+
+def _member(spec: Any, name: str, kind: type) -> Any:
+    """Return a member of a JSON object, which must be of this type; an empty one where it is absent or null.
+
+    Raises GraphError.
+    """
+    if not isinstance(spec, dict):
+        raise GraphError(f"{spec!r:.60} is no object; one with {name} is expected")
+    value = spec.get(name)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise GraphError(f"{name}: {value!r:.60} is no {kind.__name__}")
+    return value
+
+
+def _listed(names: Iterable[Any]) -> str:
     return ", ".join(str(name) for name in names) or "none"

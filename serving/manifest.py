@@ -8,30 +8,96 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from serving.graph import (
-    COMBINER,
-    NOT_BUILT_IN,
-    RANDOM_ABTEST,
-    ROUTER,
-    TYPES,
-    UNTYPED,
-    ContainerSpec,
-    ParameterSpec,
-    PredictorSpec,
-    SeldonDeployment,
-    UnitSpec,
-    type_of,
-)
+import msgspec
+
+from serving.graph import COMBINER, NOT_BUILT_IN, RANDOM_ABTEST, ROUTER, TYPES, UNTYPED, type_of
 
 API_VERSIONS = ("machinelearning.seldon.io/v1", "machinelearning.seldon.io/v1alpha3", "machinelearning.seldon.io/v1alpha2")
 METHODS = ("TRANSFORM_INPUT", "TRANSFORM_OUTPUT", "ROUTE", "AGGREGATE", "SEND_FEEDBACK")
 PARAMETER_TYPES = ("STRING", "INT", "FLOAT", "DOUBLE", "BOOL")
 
 
-def faults(deployment: SeldonDeployment) -> list[str]:
-    """Return a line for each fault, in the order of the manifest."""
-    return list(_deployment(deployment))
+class ParameterSpec(msgspec.Struct):
+    name: str = ""
+    value: Any = ""
+    type: str | None = None
+
+
+class EndpointSpec(msgspec.Struct):
+    service_host: str = ""
+    service_port: int = 0
+    http_port: int = msgspec.field(name="httpPort", default=0)
+
+
+class UnitSpec(msgspec.Struct):
+    name: str | None = None
+    type: str | None = None
+    implementation: str | None = None
+    parameters: list[ParameterSpec] | None = None
+    methods: list[str] | None = None
+    children: list[UnitSpec] | None = None
+    endpoint: EndpointSpec | None = None
+
+
+class EnvSpec(msgspec.Struct):
+    name: str = ""
+    value: Any = ""
+
+
+class ContainerSpec(msgspec.Struct):
+    name: str = ""
+    image: str | None = None
+    env: list[EnvSpec] | None = None
+
+
+class PodSpec(msgspec.Struct):
+    containers: list[ContainerSpec] | None = None
+
+
+class ComponentSpec(msgspec.Struct):
+    spec: PodSpec | None = None
+
+
+class PredictorSpec(msgspec.Struct, rename="camel"):
+    name: str = ""
+    graph: UnitSpec | None = None
+    component_specs: list[ComponentSpec] | None = None
+    annotations: dict[str, str] | None = None
+
+    def containers(self) -> Iterator[tuple[str, ContainerSpec]]:
+        """Yield the path of each container, and the container."""
+        for i, component in enumerate(self.component_specs or []):
+            for j, container in enumerate((component.spec and component.spec.containers) or []):
+                yield f"componentSpecs[{i}].spec.containers[{j}]", container
+
+
+class DeploymentSpec(msgspec.Struct):
+    predictors: list[PredictorSpec] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Metadata(msgspec.Struct):
+    name: str = ""
+    namespace: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+class SeldonDeployment(msgspec.Struct, rename="camel"):
+    api_version: str = ""
+    kind: str = ""
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: DeploymentSpec = msgspec.field(default_factory=DeploymentSpec)
+
+
+def faults(document: Any) -> list[str]:
+    """Return a line for each fault of a parsed manifest, in its order; of those in its structure only the first."""
+    try:
+        return list(_deployment(msgspec.convert(document, SeldonDeployment)))
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).rpartition(" - at `$.")
+        return [f"{where.rstrip('`')}: {what[:1].lower()}{what[1:]}" if what else str(error)]
 
 
 def _deployment(deployment: SeldonDeployment) -> Iterator[str]:

@@ -69,8 +69,12 @@ class SklearnScorer:
     def load(cls, model: bytes, heads: Sequence[Head]) -> SklearnScorer:
         """Unpickle the pipelines. The caller has checked the bytes' digest, for unpickling runs code."""
         import joblib
+        from threadpoolctl import threadpool_limits
 
-        return cls(joblib.load(io.BytesIO(model)), heads)
+        scorer = cls(joblib.load(io.BytesIO(model)), heads)
+        # For the rest of the process, as the ONNX session does: on small batches a second thread waits more than it works.
+        threadpool_limits(1)
+        return scorer
 
     def scores(self, matrix: Matrix) -> list[Output]:
         """Return each head's output, float64."""

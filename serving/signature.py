@@ -190,16 +190,16 @@ class Signature:
             or _kinds(columns, plan.ids) - {str, int, _NOTHING}
         ):
             self._explain(names, columns)
+        missing = numbers.count(None) if _NOTHING in kinds else 0
+        # numpy itself takes a null for NaN, but slowly.
+        number = _nulls_to_nan if missing else tuple
+        coded = [number(columns[at]) if code is None else list(map(code, columns[at])) for at, code in plan.columns]
         try:
-            cells = np.array(
-                [columns[place] if code is None else list(map(code, columns[place])) for place, code in plan.columns],
-                dtype=np.float64,
-            )
+            cells = np.array(coded, dtype=np.float64)
         except OverflowError:
             self._explain(names, columns)
         # NaN fails both comparisons, so this counts what is there and allowed; a null is the only NaN that may remain.
         allowed = np.count_nonzero((cells >= plan.low) & (cells <= plan.high))
-        missing = numbers.count(None) if _NOTHING in kinds else 0
         if allowed + missing != cells.size:
             self._explain(names, columns)
         if missing and plan.required and np.isnan(cells[plan.required]).any():
@@ -246,6 +246,10 @@ def _bounds(source: Input) -> tuple[float, float]:
 
 def _kinds(columns: Sequence[Sequence[Any]], places: Iterable[int]) -> set[type]:
     return set(map(type, chain.from_iterable(columns[place] for place in places)))
+
+
+def _nulls_to_nan(column: Sequence[Any]) -> list[Any]:
+    return [math.nan if value is None else value for value in column]
 
 
 def _numbers(column: Sequence[str]) -> Sequence[Any]:

@@ -75,10 +75,8 @@ class Nodes:
         for node in walk(graph):
             if (node.get("implementation") or "") not in ("", "UNKNOWN_IMPLEMENTATION"):
                 continue
-            if (node.get("endpoint") or {}).get("unreachable"):
-                port = free_port()
-            else:
-                port = self._serve(node["name"])
+            unreachable = (node.get("endpoint") or {}).get("unreachable")
+            port = free_port() if unreachable else self._serve(node["name"])
             node["endpoint"] = {
                 "service_host": "127.0.0.1",
                 "service_port": port,
@@ -114,7 +112,8 @@ class Nodes:
                     self.end_headers()
                     self.wfile.write(text.encode())
 
-            do_POST = do_GET
+            def do_POST(self) -> None:
+                self.do_GET()
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
@@ -284,7 +283,9 @@ def check_fault(case: Case, status: int, body: str) -> None:
 
 def check_calls(case: Case, calls: list[dict[str, Any]]) -> None:
     mine = [(call["node"], call["method"], call["path"], str(parsed(call["body"]))) for call in calls]
-    due = [(call["node"], call["method"], call["path"], str(parsed(call["body"]))) for call in case["expect"].get("calls") or []]
+    due = [
+        (call["node"], call["method"], call["path"], str(parsed(call["body"]))) for call in case["expect"].get("calls") or []
+    ]
     if case["expect"].get("sibling_calls_in_any_order"):
         assert sorted(mine) == sorted(due)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -27,6 +28,10 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
+        with contextlib.closing(connection):
+            self.ask(connection)
+
+    def ask(self, connection: http.client.HTTPConnection) -> None:
         count = 0
         while not self.leave.is_set():
             key = f"client-{self._number}-{count}"

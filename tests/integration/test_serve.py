@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.server import Server
+from harness.server import ROOT, Server
 from router.assignment import bucket
+from serving.bundle import load_manifest
+from training.population import population
 
 COLUMNS = ["device_id", "arm", "gender_score", "gender_decile", "gender", "age", "age_band", "campaigns"]
 NAMES = ["device_id", "phone_brand", "device_model"]
@@ -186,20 +188,21 @@ def test_metrics_tell_requests_rows_epoch_share_and_lag(server: Server) -> None:
 
 def test_rules_change_without_restart_or_are_refused_with_the_old_ones_kept(server: Server) -> None:
     text = server.rules.read_text(encoding="utf-8")
-    rows = [device(str(number)) for number in range(200)]
-    before = server.predict(NAMES, rows)["data"]["ndarray"]
+    names, rows = population(load_manifest(ROOT / "models/champion/campaigns"), 200)
+    before = server.predict(names, rows)["data"]["ndarray"]
+    assert any("6" in row[-1] for row in before)
     server.rules.write_text(text.replace("[1, 2, 3]", "[1, 2, 33]"), encoding="utf-8")
     server_log(server, "33 is no decile")
     server.rules.write_text(text.replace("id: 6", "id: 7"), encoding="utf-8")
     server_log(server, "campaign 6: age >32 -> absent")
-    assert server.predict(NAMES, rows)["data"]["ndarray"] == before
+    assert server.predict(names, rows)["data"]["ndarray"] == before
     done = server.contender("new-test", "--reason", "campaign 7 replaces 6", "--graph", server.graph)
     assert done.returncode == 0, done.stderr
     server.wait_epoch(2)
     epoch = json.loads(server.contender("share", "--json").stdout)
     assert (epoch["salt"], epoch["arms"]["challenger"]["to"]) == ("campaigns-2", 1000)
-    wait_for(lambda: any("7" in row[-1] for row in server.predict(NAMES, rows)["data"]["ndarray"]))
-    assert not any("6" in row[-1] for row in server.predict(NAMES, rows)["data"]["ndarray"])
+    wait_for(lambda: any("7" in row[-1] for row in server.predict(names, rows)["data"]["ndarray"]))
+    assert not any("6" in row[-1] for row in server.predict(names, rows)["data"]["ndarray"])
 
 
 def test_a_restart_keeps_share_and_salt(server: Server) -> None:

@@ -27,8 +27,9 @@ from router.errors import RouterError
 from serving.bundle import BundleError
 from serving.campaigns import CampaignsError
 from serving.errors import ServingError
+from serving.settings import SettingsError
 
-ERRORS = (CommandError, BundleError, CampaignsError, DeclarationError, LedgerError, RouterError, ServingError)
+ERRORS = (CommandError, BundleError, CampaignsError, DeclarationError, LedgerError, RouterError, ServingError, SettingsError)
 """What a command may end with; everything else is a fault of the program and shows its traceback."""
 
 DEFAULT_GRAPH = Path("manifests/base/seldondeployment.yaml")
@@ -48,16 +49,19 @@ GraphOption = Annotated[Path, typer.Option("--graph", help="The SeldonDeployment
 def serve(
     file: Annotated[Path, typer.Argument(help="A SeldonDeployment's manifest.")] = DEFAULT_GRAPH,
     experiment: Annotated[Path | None, typer.Option(help="The Experiment; default: experiment.yaml beside FILE.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port.", min=1, max=65535)] = 9000,
-    workers: Annotated[int, typer.Option(help="Serving processes.", min=1, max=64)] = 1,
-    inputs: Annotated[bool, typer.Option(help="Keep the rows' inputs in the ledger, for retraining and drift.")] = True,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1); 0.0.0.0 in a container.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port (9000).", min=1, max=65535)] = None,
+    workers: Annotated[int | None, typer.Option(help="Serving processes (1).", min=1, max=64)] = None,
+    inputs: Annotated[bool | None, typer.Option(help="Keep the rows' inputs in the ledger, for retraining.")] = None,
     home: HomeOption = Path("var"),
 ) -> None:
-    """Run every node of the graph in one process (and its workers) and answer requests."""
+    """Run every node of the graph in one process (and its workers) and answer requests.
+
+    Every setting in docs/settings.md can also be given as an environment variable, such as CONTENDER_FSYNC=true.
+    """
     from console.serve import serve as run
 
-    run(file, experiment, Home(home), host, port, workers, inputs)
+    run(file, experiment, Home(home), host=host, port=port, workers=workers, keep_inputs=inputs)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -49,9 +50,14 @@ class Scorer:
         deployment = load_deployment(graph)
         declared = declaration_for(graph, deployment, None)
         self.epoch = prepare(home, deployment, declared)
-        settings = Settings(graph=graph, home=home.path, test=declared.test)
+        settings = Settings.from_environment(os.environ, graph=graph, home=home.path, test=declared.test)
         self._spool = (
-            Spool(settings.spool, fsync=False, max_bytes=settings.spool_max_bytes, segment_bytes=settings.spool_segment_bytes)
+            Spool(
+                settings.spool,
+                fsync=settings.fsync,
+                max_bytes=settings.spool_max_bytes,
+                segment_bytes=settings.spool_segment_bytes,
+            )
             if keep
             else None
         )

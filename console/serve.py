@@ -66,13 +66,23 @@ def _collect_metrics_in(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
-def serve(graph: Path, experiment: Path | None, home: Home, host: str, port: int, workers: int, keep_inputs: bool) -> None:
+def serve(
+    graph: Path,
+    experiment: Path | None,
+    home: Home,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    keep_inputs: bool | None = None,
+) -> None:
     """Serve until SIGTERM. Raises CommandError, GraphError, BundleError, CampaignsError or DeclarationError before that."""
     deployment = load_deployment(graph)
     declared = declaration_for(graph, deployment, experiment)
     with home.lock():
         epoch = prepare(home, deployment, declared)
-        settings = Settings(
+        settings = Settings.from_environment(
+            os.environ,
             graph=graph,
             home=home.path,
             test=declared.test,
@@ -91,9 +101,9 @@ def serve(graph: Path, experiment: Path | None, home: Home, host: str, port: int
         from serving.supervisor import Supervisor, WorkerFailedError
 
         def ready() -> None:
-            url = f"http://{host}:{port}"
+            url = f"http://{settings.host}:{settings.port}"
             share = ", ".join(f"{name} {arm.share / 100:g} %" for name, arm in epoch.arms.items())
-            log.info("serving %s on %s, %d worker(s), state in %s", declared.test, url, workers, home.path)
+            log.info("serving %s on %s, %d worker(s), state in %s", declared.test, url, settings.workers, home.path)
             log.info("epoch %d: %s of the customers, the champion the rest", epoch.epoch, share)
             log.info(
                 "try: contender example %s | curl -s -H 'Content-Type: application/json' -d @- %s/api/v1.0/predictions",

@@ -130,6 +130,7 @@ class App:
         route, node = self._routes.get(scope["path"]), ""
         if route is None:
             route, node = self._find(scope["path"])
+        request = None
         if route is None:
             name, answer, headers = OTHER, self._unknown(scope), []
         else:
@@ -139,6 +140,9 @@ class App:
         await _send(send, answer, headers)
         if self._observer is not None:
             self._observer.request(name, answer.status, time.perf_counter() - started)
+        if request is not None:
+            for follow in request.call.followers:
+                follow()
 
     def _find(self, path: str) -> tuple[Route | None, str]:
         parent, _, node = path.rpartition("/")

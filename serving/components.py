@@ -5,21 +5,40 @@ Invariant: no framework is imported here, and both doors (`*_raw` for the wrappe
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
 
 from router.epoch import CHAMPION
+from router.errors import InvalidKey
 from router.keys import canonical_key
 from router.sources import EpochFile
 from router.split import Splitter
 from serving.bundle import Bundle
 from serving.campaigns import RulesFile
+from serving.errors import BadRequest, ServingError
 from serving.messages import MAX_ROWS
 from serving.table import Table, parse
 
 
-class Model:
+class _Unit:
+    """What every class here has for Seldon's wrapper alone."""
+
+    @property
+    def model_error_handler(self) -> Any:
+        """Return the Flask blueprint that the wrapper asks for: errors keep their HTTP status and body, 400 not 500."""
+        flask = importlib.import_module("flask")
+        blueprint = flask.Blueprint("errors", __name__)
+
+        @blueprint.app_errorhandler(ServingError)  # type: ignore[untyped-decorator]
+        def answer(error: ServingError) -> Any:
+            return flask.Response(error.body(), error.status, mimetype="application/json")
+
+        return blueprint
+
+
+class Model(_Unit):
     """A MODEL node: it answers the key and the bundle's columns (scores, deciles, ages, bands) for each row."""
 
     def __init__(self, bundle: str) -> None:
@@ -41,12 +60,26 @@ class Model:
         keys = table.column(self.bundle.key) or [None] * table.count
         return Table([self.bundle.key, *columns], columns=[keys, *columns.values()])
 
+    def init_metadata(self) -> dict[str, Any]:
+        """Return what Seldon's metadata routes tell of a node; the bundle's digest is its version."""
+        manifest = self.bundle.manifest
+        names, example = ([each.name for each in manifest.inputs], [each.example for each in manifest.inputs])
+        inputs = [manifest.key, *names]
+        outputs = [manifest.key, *self.bundle.answer(self.bundle.signature.encode(names, [example]))]
+        return {
+            "name": manifest.name,
+            "platform": "contender",
+            "versions": [self.digest],
+            "inputs": [{"messagetype": "ndarray", "schema": {"names": inputs}}],
+            "outputs": [{"messagetype": "ndarray", "schema": {"names": outputs}}],
+        }
+
     def predict_raw(self, message: dict[str, Any]) -> dict[str, Any]:
         """Answer a parsed message under Seldon's wrapper. The wrapper's own decoding would turn ids into floats."""
         return _message(self.answer(parse(message, max_rows=MAX_ROWS)), {"digest": self.digest})
 
 
-class Campaigns:
+class Campaigns(_Unit):
     """An OUTPUT_TRANSFORMER node: it adds `gender` and `campaigns` by the analyst's rules, and follows the rules file."""
 
     def __init__(self, decision: str) -> None:
@@ -64,7 +97,7 @@ class Campaigns:
         return {**answered, "meta": message.get("meta") or {}}
 
 
-class Router:
+class Router(_Unit):
     """The ROUTER node for Seldon's own executor, which can send a request to one arm only (the engine splits by row instead).
 
     All rows of one arm: that arm. Otherwise, or without an epoch: the champion. The epoch comes from the file that the
@@ -89,7 +122,10 @@ class Router:
 
     def _arms(self, table: Table, splitter: Splitter) -> set[str]:
         keys = table.column(self._key) or [None] * table.count
-        return {splitter.assign_one(canonical_key(key, self._key, row)).arm for row, key in enumerate(keys)}
+        try:
+            return {splitter.assign_one(canonical_key(key, self._key, row)).arm for row, key in enumerate(keys)}
+        except InvalidKey as error:
+            raise BadRequest(str(error)) from None
 
 
 def _message(table: Table, tags: dict[str, Any]) -> dict[str, Any]:

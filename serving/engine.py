@@ -62,14 +62,19 @@ class Engine:
     async def predict(self, message: Message, call: Call) -> Message:
         """Return the graph's answer. Raises ServingError: a node's failure, or the fault of the engine or the client."""
         try:
-            answer = await self._tree.predict(message, call)
+            return _finished(await self._walk(message, call), call)
+        except AnswerAgain:
+            call.routing.clear()
+            call.finishers.clear()
+            return _finished(await self._walk(message, call), call)
+
+    async def _walk(self, message: Message, call: Call) -> Message:
+        try:
+            return await self._tree.predict(message, call)
         except NodeFailed as failure:
             if failure.injected:
                 failure.node_body = routing.inject(Message(failure.node_body), call.routing).body
             raise
-        for finish in call.finishers:
-            answer = finish(answer)
-        return answer
 
     async def feedback(self, message: Message, call: Call) -> Message:
         """Pass feedback on to the nodes that answered, children before parents. Raises ServingError."""

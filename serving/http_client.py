@@ -209,6 +209,9 @@ class _Connection(asyncio.Protocol):
     # The parser's callbacks.
 
     def on_message_begin(self) -> None:
+        if self._waiter is None or self._waiter.done():
+            # A second answer to one request: nobody asked for it, and what follows it can't be trusted.
+            self.reusable = False
         self._headers = []
         self._chunks = []
         self._ends_with_connection = False

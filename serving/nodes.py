@@ -30,6 +30,9 @@ class Call:
     finishers: list[Callable[[Message], Message]] = field(default_factory=list)
     """Applied in order to the final answer, once the whole graph has answered."""
 
+    followers: list[Callable[[], None]] = field(default_factory=list)
+    """Called in order once the answer has left. They must not raise."""
+
     forwarded: bytes | None = None
     """The headers as nodes behind HTTP get them; written at the first of these calls, sent with each."""
 

@@ -1,10 +1,23 @@
-"""The settings of `contender serve`: each a typed field, then its unit and the reason of its default."""
+"""The settings of a server: each a typed field, then its unit and the reason of its default.
+
+Invariant: a setting comes from an option, else from the environment variable CONTENDER_<FIELD IN CAPITALS>, else its default.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
+
+PREFIX = "CONTENDER_"
+GIVEN = ("graph", "home", "test")
+"""Fields that a command decides, never the environment."""
+
+
+class SettingsError(ValueError):
+    """An environment variable that can't be a setting's value; the message names it and what would be right."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +71,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     grace_seconds: int = 20
     """How long requests under way may take after SIGTERM; below Kubernetes' default of 30."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **given: Any) -> Settings:
+        """Return the settings `given`, and all others from the environment. A None counts as not given.
+
+        Raises SettingsError naming the variable.
+        """
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for field in msgspec.structs.fields(cls):
+            text = environment.get(PREFIX + field.name.upper())
+            if field.name in chosen or field.name in GIVEN or text is None:
+                continue
+            try:
+                chosen[field.name] = msgspec.convert(text, field.type, strict=False)
+            except msgspec.ValidationError as error:
+                raise SettingsError(f"{PREFIX}{field.name.upper()}={text!r}: {error}") from None
+        return cls(**chosen)
 
     @property
     def epoch_file(self) -> Path:

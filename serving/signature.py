@@ -82,7 +82,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             return None if self.enum is None or value in self.enum else "is not allowed"
         if type(value) is not int and type(value) is not float:
             return f"is {_kind(value)}"
-        if math.isnan(value):
+        if type(value) is float and math.isnan(value):
             return "is not a number"
         low = -_LARGEST if self.minimum is None else self.minimum
         high = _LARGEST if self.maximum is None else self.maximum

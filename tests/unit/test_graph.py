@@ -105,7 +105,7 @@ GRAPH = "spec.predictors[0].graph"
         ("r['children'][1]['name'] = 'champion'", f"{GRAPH}.children[0].children[1].name: 'champion' is taken"),
         ("c.append({'name': 'router'})", "componentSpecs[0].spec.containers[4].name: 'router' is taken"),
         ("c.append({'image': 'x'})", "containers[4].name: missing"),
-        ("c[0]['env'][0]['value'] = 1", "containers[0].env[0].value: 1 is no string; write \"1\""),
+        ("c[0]['env'][0]['value'] = 1", 'containers[0].env[0].value: 1 is no string; write "1"'),
         ("r['parameters'][0]['value'] = 'v2'", "contender is 'v2'; v1 is expected"),
         ("r['type'] = 'MODEL'", f"{GRAPH}.children[0].type: MODEL with the parameter contender; ROUTER is expected"),
         ("r['children'].pop()", f"{GRAPH}.children[0].children: 1 below a router with contender=v1"),

@@ -44,7 +44,14 @@ def test_a_score_on_an_edge_belongs_above_it() -> None:
 
 @pytest.mark.parametrize(
     ("years", "label"),
-    [(-1, "<=24"), (24, "<=24"), (24.0001, "<=32"), (32, "<=32"), (32.0001, ">32"), (np.nextafter(np.float32(32), 99), ">32")],
+    [
+        (-1, "<=24"),
+        (24, "<=24"),
+        (24.0001, "<=32"),
+        (32, "<=32"),
+        (32.0001, ">32"),
+        (np.nextafter(np.float32(32), np.float32(99)), ">32"),
+    ],
 )
 def test_bands_are_of_the_unrounded_value(years: float, label: str) -> None:
     for dtype in (np.float32, np.float64):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -105,6 +105,17 @@ def revive(
 ) -> None:
     """Take the kill switch back: exactly the customers who had the challenger get it again."""
     _switch(home, test, reason, kill=False)
+
+
+@app.command()
+def shadow(
+    state: Annotated[Literal["on", "off"], typer.Argument(help="Whether the arm that did not serve scores the rows too.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "",
+    test: TestOption = None,
+    home: HomeOption = Path("var"),
+) -> None:
+    """Let the other arm score every row too, after its answer has left; both scores are kept as a pair."""
+    _switch(home, test, reason or f"shadow {state}", shadow=state == "on")
 
 
 @app.command("new-test")
@@ -284,10 +295,12 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
-def _switch(home: Path, test: str | None, reason: str, *, kill: bool) -> None:
-    with _ledger(home, test) as (_, store, name):
-        epoch = epochs.current(store, name)
-        _show_epoch(epoch if epoch.kill == kill else epochs.change(store, epoch, reason, kill=kill))
+def _switch(home: Path, test: str | None, reason: str, **flag: bool) -> None:
+    """Make the next epoch with one flag set, unless it is so already."""
+    ((name, value),) = flag.items()
+    with _ledger(home, test) as (_, store, test_name):
+        epoch = epochs.current(store, test_name)
+        _show_epoch(epoch if getattr(epoch, name) == value else epochs.change(store, epoch, reason, **flag))
 
 
 @contextmanager
@@ -353,6 +366,7 @@ def _show_epoch(epoch: Epoch) -> None:
         ("epoch", str(epoch.epoch)),
         ("shares", _shares(epoch) + (" (killed: everybody gets the champion)" if epoch.kill else "")),
         ("salt", epoch.salt),
+        *([("shadow", "on")] if epoch.shadow else []),
         ("set by", f"{epoch.actor}, {epoch.at}"),
         ("reason", epoch.reason),
     ):

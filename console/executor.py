@@ -10,10 +10,11 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.app import App
 from serving.engine import Engine
@@ -21,6 +22,10 @@ from serving.errors import GraphError
 from serving.graph import Predictor, decode_predictor, load_predictor
 from serving.http_client import HttpClient
 from serving.http_node import HttpNode
+from serving.stock_series import StockLabels
+
+if TYPE_CHECKING:
+    from serving.metrics import Metrics
 
 log = logging.getLogger("contender.executor")
 
@@ -213,15 +218,17 @@ def _say_what_is_not_served(options: Options, environment: Mapping[str, str]) ->
 def _serve(options: Options, predictor: Predictor, timeout: float | None, *, inject_routing: bool) -> None:
     from serving.server import Server
 
+    metrics = LateMetrics(StockLabels(options.sdep, predictor))
     client = HttpClient(timeout)
     nodes = {
-        unit.key: HttpNode(unit.name, unit.endpoint, client, full_health_checks=options.full_health_checks)
+        unit.key: HttpNode(unit.name, unit.endpoint, client, full_health_checks=options.full_health_checks, observer=metrics)
         for unit in predictor.graph.walk()
         if unit.endpoint is not None
     }
     app = App(
         Engine(predictor.graph, nodes, inject_routing=inject_routing),
-        prometheus=_exposition(),
+        prometheus=metrics.render,
+        observer=metrics,
         prometheus_path=options.prometheus_path,
         strict=options.strict,
         ready_hooks=[lambda: not server.leaving],
@@ -241,18 +248,30 @@ def _serve(options: Options, predictor: Predictor, timeout: float | None, *, inj
     client.close()
 
 
-def _exposition() -> Callable[[], tuple[bytes, str]]:
-    """Return what renders the process's own figures. The library is loaded at the first scrape: starting is faster so."""
-    rendered: list[Callable[[], bytes]] = []
+class LateMetrics:
+    """Metrics made when there is something to count: after the first probe was answered, not before the port is open."""
 
-    def render() -> tuple[bytes, str]:
-        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-        from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+    def __init__(self, labels: StockLabels) -> None:
+        self._labels = labels
 
-        if not rendered:
-            registry = CollectorRegistry()
-            ProcessCollector(registry=registry)
-            rendered.append(lambda: generate_latest(registry))
-        return rendered[0](), CONTENT_TYPE_PLAIN_0_0_4
+    @cached_property
+    def made(self) -> Metrics:
+        """The metrics, with those of the process."""
+        from prometheus_client import CollectorRegistry, ProcessCollector
 
-    return render
+        from serving.metrics import Metrics
+
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        metrics = Metrics(registry)
+        metrics.serves(self._labels)
+        return metrics
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        self.made.request(route, status, seconds)
+
+    def node(self, node: str, method: str, status: int, seconds: float) -> None:
+        self.made.node(node, method, status, seconds)
+
+    def render(self) -> tuple[bytes, str]:
+        return self.made.render()

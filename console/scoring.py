@@ -50,13 +50,13 @@ class Scorer:
         deployment = load_deployment(graph)
         declared = declaration_for(graph, deployment, None)
         self.epoch = prepare(home, deployment, declared)
-        settings = Settings.from_environment(os.environ, graph=graph, home=home.path, test=declared.test)
+        settings = Settings.from_environment(os.environ, deployment=deployment, home=home.path, test=declared.test)
         self._spool = (
             Spool(
                 settings.spool,
                 fsync=settings.fsync,
                 max_bytes=settings.spool_max_bytes,
-                segment_bytes=settings.spool_segment_bytes,
+                segment_bytes=settings.segment_bytes,
             )
             if keep
             else None

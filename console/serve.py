@@ -83,7 +83,7 @@ def serve(
         epoch = prepare(home, deployment, declared)
         settings = Settings.from_environment(
             os.environ,
-            graph=graph,
+            deployment=deployment,
             home=home.path,
             test=declared.test,
             host=host,

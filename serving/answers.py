@@ -15,6 +15,7 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON = b"application/json"
 TEXT = b"text/plain; charset=utf-8"
+BODILESS = (204, 304)
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ def node_failure(error: ServingError) -> Answer:
 
 def json_failure(error: ServingError) -> Answer:
     """Return the answer to an error as JSON in any case; what else a node sent is replaced by a Status JSON."""
+    if error.status in BODILESS:
+        return _bodiless(error)
     body, encoding = _body(error)
     if isinstance(error, NodeFailed) and (encoding or not wire.is_json(body)):
         body = error.hidden().body()
@@ -71,7 +74,7 @@ def json_failure(error: ServingError) -> Answer:
 
 def _body(error: ServingError) -> tuple[bytes, str | None]:
     """Return the error's body, escaped unless it is compressed, and its encoding. Some statuses have no body."""
-    if error.status < 200 or error.status in (204, 304):
+    if error.status in BODILESS:
         return b"", None
     body = error.body()
     encoding = error.content_encoding if isinstance(error, NodeFailed) else None

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from serving import wire
-from serving.answers import JSON, TEXT, Answer, Headers, json_failure, node_failure, recorded_failure, success
+from serving.answers import BODILESS, JSON, TEXT, Answer, Headers, json_failure, node_failure, recorded_failure, success
 from serving.engine import Engine
 from serving.errors import MethodNotAllowed, NotFound, ServingError, TooLarge, UnsupportedMediaType
 from serving.messages import Message
@@ -28,7 +28,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OTHER = "other"
-"""The route that observers are told for a path that isn't served."""
+"""The route that observers are told for a path that isn't served, and for a browser's OPTIONS."""
 
 
 class Observer(Protocol):
@@ -135,7 +135,8 @@ class App:
             name, answer, headers = OTHER, self._unknown(scope), []
         else:
             request = _request(scope, node)
-            name, answer = route.path, await self._answer(route, request, receive)
+            name = OTHER if scope["method"] == "OPTIONS" else route.path
+            answer = await self._answer(route, request, receive)
             headers = self._headers(route, request, answer)
         await _send(send, answer, headers)
         if self._observer is not None:
@@ -265,7 +266,7 @@ async def _send(send: Send, answer: Answer, headers: Headers) -> None:
         headers.append((b"content-type", answer.content_type))
     if answer.content_encoding:
         headers.append((b"content-encoding", answer.content_encoding))
-    if answer.status >= 200 and answer.status not in (204, 304):
+    if answer.status not in BODILESS:
         headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

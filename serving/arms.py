@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from router.breaker import Breaker
 from router.epoch import CHAMPION, Epoch
 from router.errors import InvalidEpoch
 from serving.engine import Child
+from serving.errors import BadRequest, ServingError
 from serving.messages import Message
 from serving.nodes import Call
 from serving.table import Table
@@ -40,17 +41,20 @@ class Answer(NamedTuple):
 class Arms:
     """The children of the router by name and by the digest they serve.
 
-    A node in this process is known by its digest from the start; one behind HTTP is known once it has answered.
+    A node in this process is known by its digest from the start. One behind HTTP is known once it has answered, and may be
+    rolled to another bundle at any time: it is asked all the same, and its answer tells.
     """
 
-    def __init__(self, names: Sequence[str], digests: Mapping[str, str]) -> None:
+    def __init__(self, names: Sequence[str], digests: Mapping[str, str], remote: Collection[str] = ()) -> None:
+        """`remote` names the children behind HTTP."""
         self.names = list(names)
+        self._remote = [name in remote for name in names]
         self._digests = [digests.get(name, "") for name in names]
         self._resolved: tuple[Epoch | None, dict[str, int | None]] | None = None
 
     def accept(self, epoch: Epoch) -> None:
-        """Raise InvalidEpoch if every child's digest is known and none is the epoch's champion."""
-        if epoch.champion and all(self._digests) and epoch.champion not in self._digests:
+        """Raise InvalidEpoch if every child's digest is known for good and none is the epoch's champion."""
+        if epoch.champion and all(self._digests) and not any(self._remote) and epoch.champion not in self._digests:
             served = ", ".join(f"{name} {digest[:12]}" for name, digest in zip(self.names, self._digests, strict=True))
             raise InvalidEpoch(f"champion: no node serves {epoch.champion[:12]}; served are {served or 'none'}")
 
@@ -59,6 +63,10 @@ class Arms:
         if digest and self._digests[index] != digest:
             self._digests[index] = digest
             self._resolved = None
+
+    def unknown(self) -> list[int]:
+        """Return the children behind HTTP that have not told their digest yet."""
+        return [i for i, remote in enumerate(self._remote) if remote and not self._digests[i]]
 
     def resolve(self, epoch: Epoch | None) -> dict[str, int | None]:
         """Return the child's index for each arm; None for a challenger whose bundle no child serves."""
@@ -73,11 +81,13 @@ class Arms:
         return found | {name: self._child(name, arm.digest) for name, arm in epoch.arms.items()}
 
     def _child(self, name: str, digest: str) -> int | None:
-        """Return the child with this digest; where the epoch or the child names none, the child of this name."""
+        """Return the child with this digest; else the child of this name, unless it is known to serve another for good."""
         index = self.names.index(name) if name in self.names else None
         if digest in self._digests and digest:
             return index if index is not None and self._digests[index] == digest else self._digests.index(digest)
-        return index if index is not None and not (digest and self._digests[index]) else None
+        if index is None or (digest and self._digests[index] and not self._remote[index]):
+            return None
+        return index
 
 
 class Challengers:
@@ -97,16 +107,20 @@ class Challengers:
         if not breaker.allow():
             return REFUSED
         outcome: Answer | str = ERROR
+        healthy = False
         try:
             async with asyncio.timeout(self._budget_s):
                 outcome = await ask(child, message, count, call)
+            healthy = True
         except TimeoutError:
             outcome = TIMEOUT
             log.warning("%s took longer than %g s for %d row(s); the champion answers them", arm, self._budget_s, count)
         except Exception as error:  # noqa: BLE001 - whatever a challenger does must not reach its customers
+            # Rows that were refused say nothing about the arm: no client may open its breaker with bad requests.
+            healthy = isinstance(error, ServingError) and error.status in (400, 413)
             log.warning("%s failed for %d row(s), the champion answers them: %s", arm, count, error)
         finally:
-            (breaker.success if isinstance(outcome, Answer) else breaker.failure)()
+            (breaker.success if healthy else breaker.failure)()
             self._observer.breaker(arm, breaker.state)
         if isinstance(outcome, Answer) and digest and outcome.digest and outcome.digest != digest:
             return DIGEST
@@ -114,11 +128,14 @@ class Challengers:
 
 
 async def ask(child: Child, message: Message, count: int, call: Call) -> Answer:
-    """Ask a child for `count` rows. Raises what its nodes raise, and ValueError if the answer has another number of rows."""
+    """Ask a child for `count` rows. Raises what its nodes raise, and ServingError if the answer is no table of `count` rows."""
     answer = await child.predict(message, call)
-    table = answer.table(count)
+    try:
+        table = answer.table(count)
+    except BadRequest as error:
+        raise ServingError(f"node {child.name} answered what is no table of {count} row(s): {error}") from None
     if table.count != count:
-        raise ValueError(f"node {child.name} answered {table.count} row(s) for {count}")
+        raise ServingError(f"node {child.name} answered {table.count} row(s) for {count}")
     tags = answer.meta.get("tags")
     digest = tags.get("digest") if type(tags) is dict else None
     return Answer(table, digest if type(digest) is str else "")

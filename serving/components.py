@@ -14,7 +14,6 @@ from router.epoch import CHAMPION
 from router.errors import InvalidKey
 from router.keys import canonical_key
 from router.sources import EpochFile
-from router.split import Splitter
 from serving.bundle import Bundle
 from serving.campaigns import RulesFile
 from serving.errors import BadRequest, ServingError
@@ -109,21 +108,27 @@ class Router(_Unit):
         self._epochs = EpochFile(Path(os.environ.get("CONTENDER_EPOCH_FILE", "epoch.json")))
 
     def route_raw(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Return the index of the arm for a parsed message, and in the tags whether the rows disagreed."""
+        """Return the index of the arm for a parsed message, and in the tags whether the rows disagreed. Raises BadRequest."""
         self._epochs.refresh()
-        table = parse(message, max_rows=MAX_ROWS)
+        keys = self._keys(message)
         if self._epochs.current is None:
             return _route(0, "no-epoch")
-        arms = self._arms(table, self._epochs.current)
+        arms = {self._epochs.current.assign_one(key).arm for key in keys}
         if len(arms) > 1:
             return _route(0, "mixed-batch")
         names = [CHAMPION, *self._epochs.current.epoch.arms]
         return _route(names.index(arms.pop()), "hash")
 
-    def _arms(self, table: Table, splitter: Splitter) -> set[str]:
-        keys = table.column(self._key) or [None] * table.count
+    def _keys(self, message: dict[str, Any]) -> list[str | None]:
+        """Return each row's key: its column's, else the one in meta.tags. Headers don't reach a wrapped class."""
+        table = parse(message, max_rows=MAX_ROWS)
+        meta = message.get("meta")
+        tags = meta.get("tags") if type(meta) is dict else None
+        given = tags.get(self._key) if type(tags) is dict else None
         try:
-            return {splitter.assign_one(canonical_key(key, self._key, row)).arm for row, key in enumerate(keys)}
+            named = canonical_key(given, f"meta.tags.{self._key}")
+            column = table.column(self._key) or [None] * table.count
+            return [canonical_key(key, self._key, row) or named for row, key in enumerate(column)]
         except InvalidKey as error:
             raise BadRequest(str(error)) from None
 

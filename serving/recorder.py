@@ -23,7 +23,7 @@ class Recorder:
     """Appends lines. Closed for a while after the spool refused one; the first line that it takes again ends the gap."""
 
     def __init__(self, append: Callable[[bytes], None], test: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`append` writes one line and returns when it is written; it raises SpoolError if nothing of it was."""
+        """`append` writes a line, or several by one write; it returns when they are there, and raises SpoolError if none is."""
         self._append = append
         self._test = test
         self._clock = clock
@@ -39,16 +39,26 @@ class Recorder:
         if not self.open():
             return False
         try:
-            if self._gap is not None:
-                self._append(self._ended(*self._gap))
-                log.warning("the spool takes lines again; the champion answered %d row(s) unrecorded", self._gap[1])
-                self._gap = None
-            self._append(line)
+            # Together or not at all: where there is room for the gap's record only, the gap goes on.
+            self._append(line if self._gap is None else self._ended(*self._gap) + b"\n" + line)
         except SpoolError as error:
             self._closed_until = self._clock() + PAUSE_SECONDS
             if self._gap is None:
                 log.error("exposures can't be recorded, the champion alone serves until they can: %s", error)
                 self._gap = timestamp(datetime.now(UTC)), 0
+            return False
+        if self._gap is not None:
+            log.warning("the spool takes lines again; the champion answered %d row(s) unrecorded", self._gap[1])
+            self._gap = None
+        return True
+
+    def offer(self, line: bytes) -> bool:
+        """Write a line that may as well be lost, such as a shadow's; return False if it was. It begins no gap, nor ends one."""
+        if self._gap is not None:
+            return False
+        try:
+            self._append(line)
+        except SpoolError:
             return False
         return True
 

@@ -23,6 +23,7 @@ from serving.errors import BadRequest
 from serving.messages import Message
 from serving.nodes import Call
 from serving.recorder import Recorder
+from serving.shadow import Shadow
 from serving.table import Table
 
 WITHOUT_EPOCH = Assignment(CHAMPION, NO_EPOCH, None, 1.0)
@@ -91,8 +92,9 @@ class RowRouter:
         key_header: str = "x-customer-key",
         max_rows: int = 10_000,
         keep_inputs: bool = True,
+        shadow: Shadow | None = None,
     ) -> None:
-        """`check` validates all rows before any arm is asked."""
+        """`check` validates all rows before any arm is asked; without a `shadow` the epochs' flag has no effect."""
         self._name = name
         self._test = test
         self._key = key
@@ -105,6 +107,7 @@ class RowRouter:
         self._key_header = key_header.encode()
         self._max_rows = max_rows
         self._keep_inputs = keep_inputs
+        self._shadow = shadow
 
     async def predict(self, message: Message, call: Call, children: Sequence[Child]) -> Message:
         """Answer the key, the arm that served and the model's columns for each row.
@@ -137,7 +140,7 @@ class RowRouter:
         await self._ask_arms(routed, call, children)
         merged = routed.merged()
         scores = {name: column for name, column in zip(merged.names, merged.columns, strict=True) if name != self._key}
-        call.finishers.append(lambda final: self._finish(final, routed, scores, call))
+        call.finishers.append(lambda final: self._finish(final, routed, scores, call, children))
         return Message.of(Table([self._key, "arm", *scores], columns=[echo, routed.served, *scores.values()]), message.meta)
 
     def _keys(self, message: Message, table: Table, call: Call) -> tuple[list[str | None], list[Any]]:
@@ -230,7 +233,9 @@ class RowRouter:
         routed.parts.append((index, rows, answer))
         return sorted(row for _, lost, _ in misfits for row in lost)
 
-    def _finish(self, final: Message, routed: Routed, scores: dict[str, list[Any]], call: Call) -> Message:
+    def _finish(
+        self, final: Message, routed: Routed, scores: dict[str, list[Any]], call: Call, children: Sequence[Child]
+    ) -> Message:
         """Add meta to the final answer and write the exposures, after the answer's bytes were made: nothing can fail then."""
         epoch = routed.epoch
         decided = final.table(routed.table.count)
@@ -272,6 +277,8 @@ class RowRouter:
         )
         if self._recorder.record(batch.encode()):
             self._observer.rows(batch)
+            if epoch is not None and epoch.shadow and not epoch.kill and self._shadow is not None:
+                self._follow(self._shadow, batch.id, routed, epoch, children, call)
             return done
         if set(routed.served) != {CHAMPION}:
             # Nobody may get the challenger unrecorded. The recorder is closed by now, so the champion answers all rows.
@@ -279,6 +286,14 @@ class RowRouter:
         self._recorder.missed(routed.table.count)
         self._observer.unrecorded(routed.table.count)
         return done
+
+    def _follow(self, shadow: Shadow, batch: str, routed: Routed, epoch: Epoch, children: Sequence[Child], call: Call) -> None:
+        """Have the other arms score these rows once the answer has left. Not while the kill switch is on: it stops an arm."""
+        digests = {CHAMPION: epoch.champion} | {name: arm.digest for name, arm in epoch.arms.items()}
+        arms = {
+            arm: (None if index is None else children[index], digests[arm]) for arm, index in self._arms.resolve(epoch).items()
+        }
+        call.followers.append(lambda: shadow.follow(batch, routed.served, arms, lambda rows: self._part(routed, rows), call))
 
 
 def _inputs(table: Table, key: str) -> Inputs:

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from serving.graph import Deployment
+
 PREFIX = "CONTENDER_"
-GIVEN = ("graph", "home", "test")
+GIVEN = ("deployment", "home", "test")
 """Fields that a command decides, never the environment."""
 
 
@@ -23,8 +25,8 @@ class SettingsError(ValueError):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker must know; it travels to each spawned process as it is."""
 
-    graph: Path
-    """The SeldonDeployment's manifest."""
+    deployment: Deployment
+    """What is served: the graph, read and checked by the parent process."""
 
     home: Path
     """State of this server: ledger, spool, current epoch. One server a folder."""
@@ -54,6 +56,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a challenger may take for its rows; then the champion answers them. It bounds calls over HTTP: a model in this
     process can't be interrupted."""
 
+    shadow_limit: int = 8
+    """Requests that one worker's shadow scores at a time; what comes on top is dropped and counted. A slow shadow then costs
+    the memory of so many requests and no more."""
+
+    node_timeout_seconds: float = 0.0
+    """What any node behind HTTP may take. 0: no limit, as under Seldon's executor."""
+
+    full_health_checks: bool = False
+    """Whether ready means that every node says so, not only that its port is open."""
+
+    prometheus_path: str = "/prometheus"
+    """Where metrics are scraped. Seldon's operator says so by a flag."""
+
     key_header: str = "x-customer-key"
     """The header that names the customer of a one-row request which has no key column and no tag."""
 
@@ -64,10 +79,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of all segments. Below the size limit of the volume, or the kubelet evicts the pod."""
 
     spool_segment_bytes: int = 32 * 1024 * 1024
-    """Bytes of one segment, after which a worker begins the next, so that shipped ones can be deleted."""
+    """Bytes of one segment, after which a worker begins the next, so that shipped ones can be deleted. Never more than a
+    quarter of the bound, shared by the workers."""
 
     refresh_seconds: float = 0.1
     """How often a worker looks for a new epoch or rules file. Two `stat` calls each time."""
+
+    drain_seconds: float = 1.0
+    """How long after SIGTERM new requests are still answered, each with `Connection: close`, so that clients and load
+    balancers move on before the port closes. A pod behind a Service wants 5. Counted apart from the grace period."""
 
     grace_seconds: int = 20
     """How long requests under way may take after SIGTERM; below Kubernetes' default of 30."""
@@ -88,6 +108,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             except msgspec.ValidationError as error:
                 raise SettingsError(f"{PREFIX}{field.name.upper()}={text!r}: {error}") from None
         return cls(**chosen)
+
+    @property
+    def segment_bytes(self) -> int:
+        """Return the bytes of one segment that leave room under the bound: a worker's own counts until it begins the next."""
+        return min(self.spool_segment_bytes, self.spool_max_bytes // (4 * self.workers))
 
     @property
     def epoch_file(self) -> Path:

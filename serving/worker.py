@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from prometheus_client import CollectorRegistry
@@ -36,7 +37,7 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     metrics = Metrics(CollectorRegistry())
     spool = Spool(
-        settings.spool, fsync=settings.fsync, max_bytes=settings.spool_max_bytes, segment_bytes=settings.spool_segment_bytes
+        settings.spool, fsync=settings.fsync, max_bytes=settings.spool_max_bytes, segment_bytes=settings.segment_bytes
     )
 
     def refused(error: InvalidEpoch) -> None:
@@ -62,7 +63,7 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
         namespace=deployment.namespace,
         predictor=deployment.predictors[0].name,
     )
-    server = _Worker(app, service, settings, supervisor)
+    server = _Worker(app, service, settings, supervisor, watch=lambda: metrics.spool_bytes.set(spool.size))
     try:
         server.run(sockets=[listener])
     finally:
@@ -73,11 +74,15 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
 class _Worker(Server):
     """The server, which also follows epochs and rules, and leaves when the supervisor's pipe closes."""
 
-    def __init__(self, app: App, service: Service, settings: Settings, supervisor: Connection) -> None:
+    def __init__(
+        self, app: App, service: Service, settings: Settings, supervisor: Connection, *, watch: Callable[[], None]
+    ) -> None:
+        """`watch` is called whenever epochs and rules are looked at."""
         super().__init__(app, grace_seconds=settings.grace_seconds)
         self._service = service
         self._refresh_seconds = settings.refresh_seconds
         self._supervisor = supervisor
+        self._watch = watch
         self._following: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -93,4 +98,5 @@ class _Worker(Server):
     async def _follow(self) -> None:
         while not self.should_exit:
             self._service.refresh()
+            self._watch()
             await asyncio.sleep(self._refresh_seconds)

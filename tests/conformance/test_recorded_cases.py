@@ -244,6 +244,8 @@ def test_recorded_case(setup: Setup, case: Case, fleet: Fleet) -> None:
         check_calls(case, executor.nodes.calls)
     elif ORACLE:
         assert answer is None
+        if case["expect"]["executor_process_died"]:
+            executor.process.wait(START_SECONDS)
     else:
         assert answer is not None, "dropped the connection"
         check_fault(case, answer[0], answer[2])

@@ -42,7 +42,7 @@ def test_a_file_is_scored_under_one_epoch_and_recorded(tmp_path: Path, devices: 
     assert done.returncode == 0, done.stderr
     assert "2500 rows" in done.stderr
     keys = [row["device_id"] for row in csv.DictReader(io.StringIO(devices))]
-    answers = list(csv.DictReader(out.open(encoding="utf-8")))
+    answers = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
     assert [row["device_id"] for row in answers] == keys
     assert [row["arm"] for row in answers] == [
         "challenger" if bucket("campaigns-1", key) < 1000 else "champion" for key in keys

@@ -282,7 +282,7 @@ class Shifted:
 
 @pytest.mark.parametrize(("by", "passed"), [(0.0, True), (5e-6, True), (2e-5, False), (float("nan"), False)])
 def test_the_gate_passes_exactly_what_is_within_its_tolerance(by: float, passed: bool) -> None:
-    matrix = encoded()
+    matrix = encoded(100)
     scorer = SklearnScorer(fitted(matrix), HEADS)
     assert compare(scorer, Shifted(scorer, by), HEADS, matrix).passed is passed
 

@@ -169,7 +169,7 @@ def test_a_built_in_unit_needs_no_container(tmp_path: Path) -> None:
 def test_a_file_without_one_deployment_is_refused(text: str, fault: str, tmp_path: Path) -> None:
     path = tmp_path / "graph.yaml"
     path.write_text(text)
-    with pytest.raises(GraphError, match="graph.yaml") as caught:
+    with pytest.raises(GraphError, match=r"graph\.yaml") as caught:
         load_deployment(path)
     assert fault in str(caught.value)
 

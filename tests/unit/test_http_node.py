@@ -206,7 +206,7 @@ def test_what_is_no_answer_makes_the_node_unreachable(answer: bytes, reason: str
 def test_nobody_listening_makes_the_node_unreachable_and_not_ready() -> None:
     async def use(node: HttpNode) -> bool:
         nobody = HttpNode("m", Endpoint("127.0.0.1", 1, 1), HttpClient())
-        with pytest.raises(NodeUnreachable, match="node m: http://127.0.0.1:1/predict"):
+        with pytest.raises(NodeUnreachable, match=r"node m: http://127\.0\.0\.1:1/predict"):
             await nobody.predict(Message(b"1"), Call())
         return await nobody.ready()
 

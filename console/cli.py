@@ -9,9 +9,9 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -121,10 +121,11 @@ def shadow(
 @app.command("new-test")
 def new_test(
     reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")],
+    aa: Annotated[bool, typer.Option("--aa", help="Let both arms be the champion's bundle: a test of the testing.")] = False,
     graph: GraphOption = DEFAULT_GRAPH,
     home: HomeOption = Path("var"),
 ) -> None:
-    """Begin a new test on the rules file as it is now: same share, fresh salt, no evidence from before."""
+    """Begin a new test on the bundles and rules as they are now: same share, fresh salt, no evidence from before."""
     from console.serve import declaration_for, served_digests
     from serving.graph import load_deployment
 
@@ -133,7 +134,8 @@ def new_test(
     digests, decision = served_digests(deployment)
     with _ledger(home, declared.test) as (_, store, name):
         used = {Epoch.from_json(each).salt for each in store.epochs(name)}
-        _show_epoch(epochs.new_test(store, epochs.current(store, name), declared, digests, decision, reason, used))
+        last = epochs.current(store, name)
+        _show_epoch(epochs.new_test(store, last, declared, digests, decision, reason, used, aa=aa))
 
 
 @app.command("epochs")
@@ -171,25 +173,21 @@ def example(use_case: Annotated[str, typer.Argument(help="The use case, such as 
 
 @app.command()
 def predict(
-    devices: Annotated[str, typer.Option(help="CSV with a line of column names; - reads stdin.")],
-    out: Annotated[Path | None, typer.Option(help="Where the answers go as CSV; default: stdout.")] = None,
+    devices: Annotated[str, typer.Option(help="CSV with a line of column names, or .parquet; - reads CSV from stdin.")],
+    out: Annotated[Path | None, typer.Option(help="Where the answers go, CSV or .parquet; default: CSV on stdout.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run left --out.")] = False,
     batch: Annotated[int, typer.Option(help="Rows scored at a time.", min=1, max=10_000)] = 1000,
     record: Annotated[bool, typer.Option(help="Record the exposures in the ledger, as a server does.")] = True,
+    inputs: Annotated[bool | None, typer.Option(help="Keep the rows' inputs in the ledger, for retraining.")] = None,
     graph: GraphOption = DEFAULT_GRAPH,
     home: HomeOption = Path("var"),
 ) -> None:
     """Score a file of devices in this process, under the current epoch, and write their arms, scores and campaigns."""
-    from console.scoring import Scorer, read_devices
-    from console.scoring import predict as run
+    from console.batch import predict as run
 
-    with _reading(devices) as file, _writing(out) as target:
-        scorer = Scorer(graph, Home(home), keep=record)
-        try:
-            with _progress("rows", None) as tick:
-                rows = run(read_devices(file, devices, batch), scorer.score, target, tick)
-        finally:
-            scorer.close()
-    typer.echo(f"{rows} rows answered under epoch {scorer.epoch.epoch}", err=True)
+    with _progress("rows", None) as tick:
+        rows, epoch = run(devices, out, graph, Home(home), tick, resume=resume, batch=batch, record=record, inputs=inputs)
+    typer.echo(f"{rows} rows answered under epoch {epoch}", err=True)
 
 
 @app.command()
@@ -201,23 +199,22 @@ def table(
     home: HomeOption = Path("var"),
 ) -> None:
     """Show devices with gender, age, decile, arm and campaigns. A look, not an exposure: nothing is recorded."""
-    from itertools import islice
-
+    from console.devices import DeviceFile
     from console.sample import sample
-    from console.scoring import Scorer, read_devices
+    from console.scoring import Scorer
     from serving.table import Table
 
-    scorer = Scorer(graph, Home(home), keep=False)
+    scorer = Scorer(graph, Home(home))
     try:
         if devices is None:
             names, rows = sample(_bundle("campaigns"), count, seed)
-            answer = scorer.score(Table(names, list(rows)))
+            answer = scorer.score(Table(names, list(rows))).answer
         else:
-            with _reading(devices) as file:
-                first = next(islice(read_devices(file, devices, count), 1), None)
+            with closing(DeviceFile(devices, scorer.key)) as file:
+                first = next(file.tables(count), None)
                 if first is None:
                     raise CommandError(f"{devices}: no devices below the line of names")
-                answer = scorer.score(first)
+                answer = scorer.score(first).answer
     finally:
         scorer.close()
     grid = Grid(title=f"{answer.count} devices, epoch {scorer.epoch.epoch}, {_shares(scorer.epoch)}")
@@ -314,28 +311,6 @@ def _ledger(home: Path, test: str | None) -> Iterator[tuple[Home, Any, str]]:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[IO[str]]:
-    if name == "-":
-        yield sys.stdin
-        return
-    try:
-        file = Path(name).open(encoding="utf-8-sig", newline="")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise CommandError(f"{name}: {error.strerror}") from None
-    with file:
-        yield file
-
-
-@contextmanager
-def _writing(path: Path | None) -> Iterator[IO[str]]:
-    if path is None:
-        yield sys.stdout
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        yield file
-
-
-@contextmanager
 def _progress(unit: str, total: int | None) -> Iterator[Any]:
     """Show a bar on stderr where a person looks at it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -344,7 +319,7 @@ def _progress(unit: str, total: int | None) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
         task = progress.add_task(unit, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        yield lambda done, total=total: progress.update(task, completed=done, total=total)
 
 
 def _bundle(use_case: str) -> Path:
@@ -367,6 +342,7 @@ def _show_epoch(epoch: Epoch) -> None:
         ("shares", _shares(epoch) + (" (killed: everybody gets the champion)" if epoch.kill else "")),
         ("salt", epoch.salt),
         *([("shadow", "on")] if epoch.shadow else []),
+        *([("A/A test", "both arms are the champion's bundle")] if any(epochs.is_aa(epoch, arm) for arm in epoch.arms) else []),
         ("set by", f"{epoch.actor}, {epoch.at}"),
         ("reason", epoch.reason),
     ):

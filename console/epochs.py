@@ -67,6 +67,7 @@ def begin(store: Store, declared: Experiment, digests: Mapping[str, str], decisi
 
     The first start makes epoch 1. A start with other bundles or rules than the last epoch's is a new test, because
     evidence belongs to one triple of digests: it keeps the share and takes a new salt. So does a salt declared anew.
+    A bundle counts as changed once no node serves it; an A/A test stays one until a person begins another test.
     """
     challenger = declared.spec.arms[1]
     document = store.current_epoch(declared.test)
@@ -75,9 +76,10 @@ def begin(store: Store, declared: Experiment, digests: Mapping[str, str], decisi
         record(store, first)
         return first, "the test begins"
     last = Epoch.from_json(document)
+    served = {"", *digests.values()}
     changed = [
-        *(["the champion's bundle"] if last.champion not in digests.values() else []),
-        *(["the challenger's bundle"] if last.arms[challenger].digest not in digests.values() else []),
+        *(["the champion's bundle"] if last.champion not in served else []),
+        *(["the challenger's bundle"] if last.arms[challenger].digest not in served and not is_aa(last, challenger) else []),
         *(["the rules"] if last.decision != decision else []),
     ]
     used = {Epoch.from_json(each).salt for each in store.epochs(declared.test)}
@@ -86,7 +88,12 @@ def begin(store: Store, declared: Experiment, digests: Mapping[str, str], decisi
     if not changed:
         return last, None
     reason = "new test: changed " + ", ".join(changed)
-    return new_test(store, last, declared, digests, decision, reason, used), reason
+    return new_test(store, last, declared, digests, decision, reason, used, aa=is_aa(last, challenger)), reason
+
+
+def is_aa(epoch: Epoch, challenger: str) -> bool:
+    """Tell whether both arms of an epoch are the same bundle."""
+    return bool(epoch.champion) and epoch.arms[challenger].digest == epoch.champion
 
 
 def new_test(
@@ -97,15 +104,28 @@ def new_test(
     decision: str,
     reason: str,
     used: set[str],
+    *,
+    aa: bool = False,
 ) -> Epoch:
-    """Make the epoch that begins a new test on what is served now: same share, fresh salt, no evidence from before."""
+    """Make the epoch that begins a new test on what is served now: same share, fresh salt, no evidence from before.
+
+    The champion stays the champion, wherever it was deployed, as long as some node serves it; the challenger is the other
+    bundle. With `aa` the challenger arm is the champion's bundle too, so that whatever differs between the arms is chance.
+
+    Raises CommandError if an A/A test can't be told by digest, EpochConflict.
+    """
     challenger = declared.spec.arms[1]
     salt = declared.spec.salt
     while salt in used:
         salt = next_salt(salt)
+    named, other = digests.get(CHAMPION, ""), digests.get(challenger, "")
+    champion = last.champion if last.champion in digests.values() else named
+    if aa and not champion:
+        raise CommandError("an A/A test needs the digest of the champion's bundle; this graph's champion has no bundle")
+    against = champion if aa else named if other == champion else other
     arm = last.arms[challenger]
-    arms = {challenger: type(arm)(arm.start, arm.stop, digests.get(challenger, ""))}
-    return change(store, last, reason, salt=salt, arms=arms, champion=digests.get(CHAMPION, ""), decision=decision)
+    arms = {challenger: type(arm)(arm.start, arm.stop, against)}
+    return change(store, last, reason, salt=salt, arms=arms, champion=champion, decision=decision)
 
 
 def next_salt(salt: str) -> str:

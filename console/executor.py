@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from serving.app import App
 from serving.engine import Engine
 from serving.errors import GraphError
-from serving.graph import Predictor, decode_predictor, load_predictor
+from serving.graph import Deployment, Predictor, decode_predictor, load_predictor
 from serving.http_client import HttpClient
 from serving.http_node import HttpNode
 from serving.stock_series import StockLabels
 
 if TYPE_CHECKING:
-    from serving.metrics import Metrics
+    from serving.call_metrics import CallMetrics
 
 log = logging.getLogger("contender.executor")
 
@@ -63,6 +63,9 @@ The graph is a PredictorSpec in the environment variable ENGINE_PREDICTOR (JSON 
   --shutdown_delay TIME     between SIGTERM and closing the port, default 0s
   --full_health_checks      ready means that every node says so, not only that its port is open
   --annotations FILE        where seldon.io/rest-timeout (ms) is read; default /etc/podinfo/annotations if it exists
+  --experiment FILE, --home DIR, --workers N
+                            for a graph with Contender's router: the Experiment, the folder of its state (default
+                            CONTENDER_HOME or ./var) and the serving processes; all settings of `contender serve` apply
   --strict                  errors leave as text/plain, as the stock executor sends them
   --log_level LEVEL         DEBUG, INFO, WARNING, ERROR or FATAL; default SELDON_LOG_LEVEL or INFO
 Every other flag of the stock executor is accepted and ignored. gRPC, Kafka and payload logging are not served.
@@ -89,6 +92,9 @@ class Options:
     full_health_checks: bool = False
     annotations: str = ""
     strict: bool = False
+    experiment: str = ""
+    home: str = ""
+    workers: int = 0
     log_level: str = ""
     protocol: str = "seldon"
     transport: str = "rest"
@@ -113,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
     except GraphError as error:
         sys.stderr.write(f"contender executor: {error}\n")
         return 1
+    if predictor.graph.splits:
+        return _split(options, predictor, timeout, os.environ)
     _serve(options, predictor, timeout, inject_routing=bool(os.environ.get("SELDON_ENABLE_ROUTING_INJECTION")))
     return 0
 
@@ -215,6 +223,34 @@ def _say_what_is_not_served(options: Options, environment: Mapping[str, str]) ->
     log.info("gRPC is not served; port %d stays closed", options.grpc_port)
 
 
+def _split(options: Options, predictor: Predictor, timeout: float | None, environment: Mapping[str, str]) -> int:
+    """Serve a graph with Contender's router as `contender serve` does: supervisor, workers, epochs, spool."""
+    from console.cli import ERRORS
+    from console.home import Home
+    from console.serve import declaration_for, run
+
+    deployment = Deployment(options.sdep or predictor.name, options.namespace, predictor.annotations, (predictor,))
+    home = Home(Path(options.home or environment.get("CONTENDER_HOME", "var")))
+    try:
+        run(
+            deployment,
+            declaration_for(None, deployment, Path(options.experiment) if options.experiment else None),
+            home,
+            host="0.0.0.0",  # noqa: S104 - a pod's engine is there for the whole cluster
+            port=options.http_port,
+            workers=options.workers or None,
+            prometheus_path=options.prometheus_path,
+            node_timeout_seconds=timeout,
+            full_health_checks=options.full_health_checks or None,
+            drain_seconds=options.shutdown_delay or None,
+            grace_seconds=round(options.graceful_timeout),
+        )
+    except ERRORS as error:
+        sys.stderr.write(f"contender executor: {error}\n")
+        return 1
+    return 0
+
+
 def _serve(options: Options, predictor: Predictor, timeout: float | None, *, inject_routing: bool) -> None:
     from serving.server import Server
 
@@ -255,15 +291,15 @@ class LateMetrics:
         self._labels = labels
 
     @cached_property
-    def made(self) -> Metrics:
+    def made(self) -> CallMetrics:
         """The metrics, with those of the process."""
         from prometheus_client import CollectorRegistry, ProcessCollector
 
-        from serving.metrics import Metrics
+        from serving.call_metrics import CallMetrics
 
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        metrics = Metrics(registry)
+        metrics = CallMetrics(registry)
         metrics.serves(self._labels)
         return metrics
 

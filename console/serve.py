@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from console import epochs
 from console.errors import CommandError
@@ -20,28 +21,39 @@ from serving.settings import Settings
 log = logging.getLogger("contender.serve")
 
 
-def declaration_for(graph: Path, deployment: Deployment, given: Path | None) -> Experiment:
+def declaration_for(graph: Path | None, deployment: Deployment, given: Path | None) -> Experiment:
     """Return the experiment given, else `experiment.yaml` beside the graph, else a default one of the deployment's name."""
-    beside = graph.parent / "experiment.yaml"
-    if given is not None or beside.exists():
-        return load_declaration(given or beside)
+    beside = None if graph is None else graph.parent / "experiment.yaml"
+    if given is not None:
+        return load_declaration(given)
+    if beside is not None and beside.exists():
+        return load_declaration(beside)
     name = deployment.name
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": {"salt": f"{name}-1"}}
-    return parse_declaration(document, f"default for {graph}")
+    return parse_declaration(document, f"default for {graph or name}")
 
 
 def served_digests(deployment: Deployment) -> tuple[dict[str, str], str]:
-    """Return the bundle digest of each model node, and the digest of the rules that decide. Raises CommandError."""
-    digests, decision = {}, ""
+    """Return the bundle digest of each arm and other model node, and the digest of the rules that decide.
+
+    "" where it isn't known: of a class without a bundle, and of a node behind HTTP whose file isn't here. Raises CommandError.
+    """
+    digests: dict[str, str] = {}
+    decision = ""
     for node in deployment.graph.walk():
+        if node.is_contender_router:
+            digests |= {child.name: "" for child in node.children}
         bundle, rules = node.parameter_values.get("bundle"), node.parameter_values.get("decision")
         if bundle is not None:
             manifest = Path(str(bundle)) / "model.json"
             try:
                 digests[node.name] = hashlib.sha256(manifest.read_bytes()).hexdigest()
             except OSError as error:
-                raise CommandError(f"node {node.name}: {manifest}: {error.strerror}; run from the repository's root") from None
-        if rules is not None:
+                if not node.is_remote:
+                    raise CommandError(
+                        f"node {node.name}: {manifest}: {error.strerror}; run from the repository's root"
+                    ) from None
+        if rules is not None and (not node.is_remote or Path(str(rules)).exists()):
             decision = load_rules(Path(str(rules))).digest()
     return digests, decision
 
@@ -66,31 +78,21 @@ def _collect_metrics_in(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
-def serve(
-    graph: Path,
-    experiment: Path | None,
-    home: Home,
-    *,
-    host: str | None = None,
-    port: int | None = None,
-    workers: int | None = None,
-    keep_inputs: bool | None = None,
-) -> None:
-    """Serve until SIGTERM. Raises CommandError, GraphError, BundleError, CampaignsError or DeclarationError before that."""
+def serve(graph: Path, experiment: Path | None, home: Home, **options: Any) -> None:
+    """Serve a manifest until SIGTERM. Raises what `run` raises, and DeclarationError."""
     deployment = load_deployment(graph)
-    declared = declaration_for(graph, deployment, experiment)
+    run(deployment, declaration_for(graph, deployment, experiment), home, **options)
+
+
+def run(deployment: Deployment, declared: Experiment, home: Home, **options: Any) -> None:
+    """Serve until SIGTERM. `options` are settings by name; None leaves one to the environment.
+
+    Raises CommandError, GraphError, BundleError or CampaignsError before the first request.
+    """
     with home.lock():
-        epoch = prepare(home, deployment, declared)
-        settings = Settings.from_environment(
-            os.environ,
-            deployment=deployment,
-            home=home.path,
-            test=declared.test,
-            host=host,
-            port=port,
-            workers=workers,
-            keep_inputs=keep_inputs,
-        )
+        # A graph that splits nobody has no test, and no epoch.
+        epoch = prepare(home, deployment, declared) if deployment.graph.splits else None
+        settings = Settings.from_environment(os.environ, deployment=deployment, home=home.path, test=declared.test, **options)
 
         _collect_metrics_in(settings.metrics)
         from prometheus_client import CollectorRegistry
@@ -102,8 +104,10 @@ def serve(
 
         def ready() -> None:
             url = f"http://{settings.host}:{settings.port}"
-            share = ", ".join(f"{name} {arm.share / 100:g} %" for name, arm in epoch.arms.items())
             log.info("serving %s on %s, %d worker(s), state in %s", declared.test, url, settings.workers, home.path)
+            if epoch is None:
+                return
+            share = ", ".join(f"{name} {arm.share / 100:g} %" for name, arm in epoch.arms.items())
             log.info("epoch %d: %s of the customers, the champion the rest", epoch.epoch, share)
             log.info(
                 "try: contender example %s | curl -s -H 'Content-Type: application/json' -d @- %s/api/v1.0/predictions",

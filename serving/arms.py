@@ -64,10 +64,6 @@ class Arms:
             self._digests[index] = digest
             self._resolved = None
 
-    def unknown(self) -> list[int]:
-        """Return the children behind HTTP that have not told their digest yet."""
-        return [i for i, remote in enumerate(self._remote) if remote and not self._digests[i]]
-
     def resolve(self, epoch: Epoch | None) -> dict[str, int | None]:
         """Return the child's index for each arm; None for a challenger whose bundle no child serves."""
         if self._resolved is None or self._resolved[0] is not epoch:

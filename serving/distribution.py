@@ -1,12 +1,11 @@
-"""Histograms that take whole columns of values: a request's thousand scores are counted at once.
+"""Histograms that cost a request next to nothing: values are counted in plain lists, and added to what is exposed later.
 
-Invariant: what is exposed is an ordinary Prometheus histogram. It is held in one counter for each bucket, because the
-library's own histogram takes one value at a time; `Histograms` turns the counters into a histogram at the scrape.
+Invariant: what is exposed is an ordinary Prometheus histogram, exact at each `flush`. It is held in one counter for each
+bucket, because the library's own takes one value at a time and a lock for each; `Histograms` puts it together at the scrape.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -18,7 +17,8 @@ from prometheus_client.registry import Collector
 SUM = "sum"
 """The `le` of the counter that holds the sum of the values."""
 
-Increment = Callable[[float], None]
+WAITING = 4096
+"""How many values of columns may wait for the next flush."""
 
 
 class Source(Protocol):
@@ -28,48 +28,79 @@ class Source(Protocol):
 
 
 class Distribution:
-    """The values of declared columns, by arm. Counts finite values in their buckets, all others in the last (+Inf)."""
+    """A histogram with labels. Each combination of label values has buckets of its own."""
 
-    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         self.name = name
-        self._counter = Counter(name, documentation, ["arm", "column", "le"], registry=registry)
-        self._bounds: dict[str, list[float]] = {}
-        self._children: dict[tuple[str, str], tuple[list[Increment], Increment]] = {}
+        self._counter = Counter(name, documentation, [*labels, "le"], registry=registry)
+        self._children: dict[tuple[str, ...], Buckets] = {}
 
-    @property
-    def columns(self) -> Iterable[str]:
-        return self._bounds
+    def child(self, labels: tuple[str, ...], bounds: Sequence[float]) -> Buckets:
+        """Return the buckets under these label values. `bounds` are their upper ends, ascending, without infinity."""
+        found = self._children.get(labels)
+        if found is None:
+            ends = [*map(str, map(float, bounds)), "+Inf", SUM]
+            found = self._children[labels] = Buckets(bounds, [self._counter.labels(*labels, end).inc for end in ends])
+        return found
 
-    def declare(self, column: str, bounds: Sequence[float]) -> None:
-        """Watch a column. `bounds` are the buckets' upper ends, ascending, without infinity; the first declaration counts."""
-        self._bounds.setdefault(column, list(bounds))
+    def flush(self) -> None:
+        """Add to the exposed figures what came since the last time."""
+        for buckets in self._children.values():
+            buckets.flush()
 
-    def observe(self, arm: str, column: str, values: Sequence[Any]) -> None:
-        """Count the values of a column. Nulls and what is no number are passed over; the sum takes nothing below 0."""
-        bounds = self._bounds[column]
-        buckets, total = self._children.get((arm, column)) or self._resolve(arm, column)
-        if len(values) == 1:
-            (value,) = values
-            if type(value) is not float and type(value) is not int:
-                return
-            buckets[len(bounds) if math.isnan(value) else bisect_left(bounds, value)](1)
-            total(value if 0 < value < math.inf else 0)
-            return
-        import numpy as np
 
-        numbers = np.array([value for value in values if type(value) is float or type(value) is int], dtype=np.float64)
+class Buckets:
+    """The values under one combination of label values."""
+
+    __slots__ = ("_add", "_bounds", "_counts", "_pending", "_sum", "_values")
+
+    def __init__(self, bounds: Sequence[float], add: Sequence[Callable[[float], None]]) -> None:
+        """`add` increments what is exposed: one for each bound, one for what is above them, one for the sum."""
+        self._bounds = list(bounds)
+        self._add = add
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._pending = False
+        self._values: list[Any] = []
+
+    def observe(self, value: float) -> None:
+        """Count one finite value of at least 0."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+        self._pending = True
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """Count the values of a column.
+
+        Nulls and what is no number are passed over; NaN counts in the last bucket; the sum takes finite values above 0 only.
+        """
+        self._values.extend(values)
+        if len(self._values) > WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add to the exposed figures what came since the last time."""
+        if self._values:
+            self._count_values()
+        if self._pending:
+            for add, count in zip(self._add, [*self._counts, self._sum], strict=True):
+                if count:
+                    add(count)
+            self._counts = [0] * len(self._counts)
+            self._sum = 0.0
+            self._pending = False
+
+    def _count_values(self) -> None:
+        import numpy as np  # an engine without models of its own does without
+
+        values = [value for value in self._values if type(value) is float or type(value) is int]
+        self._values.clear()
+        numbers = np.array(values, dtype=np.float64)
         # NaN is sorted behind everything.
-        counts = np.bincount(np.searchsorted(bounds, numbers, side="left"), minlength=len(buckets)).tolist()
-        for add, count in zip(buckets, counts, strict=True):
-            if count:
-                add(count)
-        total(float(numbers[np.isfinite(numbers) & (numbers > 0)].sum()))
-
-    def _resolve(self, arm: str, column: str) -> tuple[list[Increment], Increment]:
-        labels = self._counter.labels
-        buckets: list[Increment] = [labels(arm, column, str(bound)).inc for bound in (*self._bounds[column], "+Inf")]
-        children = self._children[arm, column] = buckets, labels(arm, column, SUM).inc
-        return children
+        found = np.bincount(np.searchsorted(self._bounds, numbers, side="left"), minlength=len(self._counts)).tolist()
+        self._counts = [before + more for before, more in zip(self._counts, found, strict=True)]
+        self._sum += float(numbers[np.isfinite(numbers) & (numbers > 0)].sum())
+        self._pending = True
 
 
 class Histograms(Collector):
@@ -78,9 +109,9 @@ class Histograms(Collector):
     Times of creation are left out: several processes have none in common, and Prometheus does without.
     """
 
-    def __init__(self, source: Source, names: Sequence[str]) -> None:
+    def __init__(self, source: Source, names: Iterable[str]) -> None:
         self._source = source
-        self._names = names
+        self._names = frozenset(names)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric of the source."""
@@ -90,17 +121,18 @@ class Histograms(Collector):
 
 
 def _histogram(counters: Metric) -> HistogramMetricFamily:
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[tuple[tuple[str, str], ...], dict[str, float]] = {}
     for sample in counters.samples:
-        labels = sample.labels
-        found.setdefault((labels["arm"], labels["column"]), {})[labels["le"]] = sample.value
-    family = HistogramMetricFamily(counters.name, counters.documentation, labels=["arm", "column"])
-    for labels_of, cells in found.items():
+        labels = tuple((label, value) for label, value in sample.labels.items() if label != "le")
+        found.setdefault(labels, {})[sample.labels["le"]] = sample.value
+    names = [name for labels in list(found)[:1] for name, _ in labels]
+    family = HistogramMetricFamily(counters.name, counters.documentation, labels=names)
+    for labels, cells in found.items():
         total = cells.pop(SUM)
         below = 0.0
         buckets = []
         for bound in sorted(cells, key=float):
             below += cells[bound]
             buckets.append((bound, below))
-        family.add_metric(labels_of, buckets, total)
+        family.add_metric([value for _, value in labels], buckets, total)
     return family

@@ -74,6 +74,11 @@ class GraphNode:
         return self.type == ROUTER and self.parameter_values.get("contender") == "v1"
 
     @property
+    def splits(self) -> bool:
+        """Tell whether the graph from here on holds a router of Contender's."""
+        return any(node.is_contender_router for node in self.walk())
+
+    @property
     def is_remote(self) -> bool:
         """Tell whether the unit is behind HTTP: an endpoint names its host, as the operator's always do."""
         return self.endpoint is not None and bool(self.endpoint.host)

@@ -7,6 +7,7 @@ once; a connection goes back to the pool only after a complete answer that allow
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -19,10 +20,13 @@ IDLE_SECONDS = 1.5
 CONNECT_SECONDS = 30.0
 MAX_REDIRECTS = 10
 
+SECRETS = (b"authorization:", b"cookie:", b"proxy-authorization:")
+"""Headers that a redirect doesn't carry to another origin."""
+
 
 @dataclass(slots=True)
-class Answer:
-    """A complete answer. Header names are in lower case."""
+class Response:
+    """A node's complete answer. Header names are in lower case."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -43,11 +47,11 @@ class HttpClient:
         self._timeout = timeout
         self._pools: dict[tuple[str, int], _Pool] = {}
 
-    async def get(self, host: str, port: int, target: str, headers: bytes = b"") -> Answer:
+    async def get(self, host: str, port: int, target: str, headers: bytes = b"") -> Response:
         """Return the answer; for all else see `post`."""
         return await self._follow("GET", host, port, target, headers, None)
 
-    async def post(self, host: str, port: int, target: str, headers: bytes, about_body: bytes, body: bytes) -> Answer:
+    async def post(self, host: str, port: int, target: str, headers: bytes, about_body: bytes, body: bytes) -> Response:
         """Return the answer to the body. `headers`, and those `about_body`, are whole lines; Host and Content-Length are added.
 
         Redirects are followed as Go's client does. Raises OSError: TimeoutError, or what broke the connection.
@@ -61,7 +65,7 @@ class HttpClient:
 
     async def _follow(
         self, method: str, host: str, port: int, target: str, headers: bytes, body: tuple[bytes, bytes] | None
-    ) -> Answer:
+    ) -> Response:
         deadline = None if self._timeout is None else asyncio.get_running_loop().time() + self._timeout
         for _ in range(MAX_REDIRECTS):
             answer = await self._pool(host, port).exchange(method, target, headers, body, deadline)
@@ -70,7 +74,10 @@ class HttpClient:
             location = answer.header(b"location")
             if not location:
                 return answer
+            origin = host, port
             host, port, target = _resolve(f"http://{_authority(host, port)}{target}", location)
+            if (host, port) != origin:
+                headers = b"".join(line for line in headers.splitlines(keepends=True) if not line.lower().startswith(SECRETS))
             if answer.status < 307:
                 method, body = "GET", None
         raise ConnectionError(f"stopped after {MAX_REDIRECTS} redirects, at {target}")
@@ -104,11 +111,11 @@ class _Pool:
         self._host = host
         self._port = port
         self._line = f" HTTP/1.1\r\nHost: {_authority(host, port)}\r\n".encode()
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
 
     async def exchange(
         self, method: str, target: str, headers: bytes, body: tuple[bytes, bytes] | None, deadline: float | None
-    ) -> Answer:
+    ) -> Response:
         connection = self._rested() or await self._connect(deadline)
         head = f"{method} {target}".encode() + self._line + headers
         if body is None:
@@ -118,8 +125,7 @@ class _Pool:
             head = b"%b%bContent-Length: %d\r\n\r\n" % (head, about, len(content))
             answer = await connection.exchange(head, content, deadline)
         if connection.reusable:
-            connection.rests_since = asyncio.get_running_loop().time()
-            self._idle.append(connection)
+            self._rest(connection)
         else:
             connection.close()
         return answer
@@ -128,6 +134,12 @@ class _Pool:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
+
+    def _rest(self, connection: _Connection) -> None:
+        connection.rests_since = now = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+        while self._idle[0].rests_since < now - IDLE_SECONDS:
+            self._idle.popleft().close()
 
     def _rested(self) -> _Connection | None:
         if not self._idle:
@@ -157,15 +169,15 @@ class _Connection(asyncio.Protocol):
         self.reusable = False
         self._transport: Any = None
         self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[Response] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._chunks: list[bytes] = []
         self._ends_with_connection = False
 
-    async def exchange(self, head: bytes, body: bytes, deadline: float | None) -> Answer:
+    async def exchange(self, head: bytes, body: bytes, deadline: float | None) -> Response:
         loop = asyncio.get_running_loop()
         self.reusable = False
-        waiter: asyncio.Future[Answer] = loop.create_future()
+        waiter: asyncio.Future[Response] = loop.create_future()
         self._waiter = waiter
         if len(body) < 65536:
             self._transport.write(head + body)
@@ -239,7 +251,7 @@ class _Connection(asyncio.Protocol):
             self.reusable = reusable and not self._transport.get_write_buffer_size()
             chunks = self._chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            self._waiter.set_result(Answer(self._parser.get_status_code(), self._headers, body))
+            self._waiter.set_result(Response(self._parser.get_status_code(), self._headers, body))
 
     def _fail(self, error: Exception) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Sequence
 from serving import wire
 from serving.errors import NodeFailed, NodeUnreachable, ServingError
 from serving.graph import Endpoint
-from serving.http_client import Answer, HttpClient
+from serving.http_client import HttpClient, Response
 from serving.messages import Message
 from serving.nodes import Call, NodeObserver
 
@@ -104,7 +104,7 @@ class HttpNode:
         at = self._endpoint
         return await self._ask(method, call, self._client.get(at.host, at.port, f"/{method}", _forwarded(call)))
 
-    async def _ask(self, method: str, call: Call, asked: Awaitable[Answer]) -> Message:
+    async def _ask(self, method: str, call: Call, asked: Awaitable[Response]) -> Message:
         status = 500
         started = time.perf_counter()
         try:
@@ -123,7 +123,7 @@ class HttpNode:
         return message
 
 
-def _message(answer: Answer, call: Call) -> Message:
+def _message(answer: Response, call: Call) -> Message:
     """Return the answer as a message; decompressed if the client, who never asked for compression, couldn't do it."""
     body, encoding = answer.body, answer.header(b"content-encoding") or None
     if encoding == "gzip" and not any(name == b"accept-encoding" for name, _ in call.headers):

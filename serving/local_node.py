@@ -5,8 +5,10 @@ Invariant: the component sees the same table that it would parse from a request 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import orjson
@@ -75,16 +77,25 @@ class LocalNode:
         return Message.of(table, message.meta if self._tags is None else {**message.meta, "tags": self._tags})
 
 
-def component_class(path: str) -> Callable[..., Component]:
+def component_class(path: str) -> Callable[..., Any]:
     """Import the class that MODEL_NAME names, `package.module.Class` or Seldon's short `Class` (module of the same name).
 
-    Raises ServingError naming what is missing.
+    The working directory is searched last, as under Seldon's wrapper. Raises ServingError naming what is missing.
     """
     import importlib
 
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     module, _, name = path.rpartition(".")
     try:
-        found: Callable[..., Component] = getattr(importlib.import_module(module or name), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module or name), name)
     except (ImportError, AttributeError) as error:
-        raise ServingError(f"MODEL_NAME {path!r}: {error}") from None
+        raise ServingError(f"MODEL_NAME {path!r}: {error}{_advice(error)}") from None
     return found
+
+
+def _advice(error: Exception) -> str:
+    if getattr(error, "name", None) != "seldon_core":
+        return ""
+    return "; it isn't installed here, and needn't be: a plain class with Seldon's methods does, without SeldonComponent"

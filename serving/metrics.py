@@ -1,63 +1,44 @@
-"""What Prometheus is told. Every series is declared here once, with its labels, and its children are resolved before traffic.
+"""What Prometheus is told of `contender serve`. Each series is declared once, and its children are resolved once.
 
-Invariant: label values are bounded: arms, reasons and nodes of one graph, status codes; never a value that a client chose.
+Invariant: label values are bounded: arms, reasons, campaigns of the rules, columns of the bundles; never a client's value.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from itertools import compress
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from router.assignment import BUCKETS
 from router.breaker import CLOSED, HALF_OPEN, OPEN
 from router.epoch import CHAMPION, Epoch
 from router.split import HASH, NO_KEY
-from serving import stock_series
 from serving.arms import DIGEST, ERROR, REFUSED, TIMEOUT
-from serving.distribution import Distribution, Histograms
-from serving.stock_series import StockLabels
+from serving.call_metrics import CallMetrics
+from serving.distribution import Buckets
 
 if TYPE_CHECKING:
     from ledger.records import ExposureBatch
     from serving.heads import Head
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BREAKER_STATES = (CLOSED, HALF_OPEN, OPEN)
 FALLBACKS = (ERROR, TIMEOUT, DIGEST, REFUSED)
 PROBABILITIES = tuple(step / 20 for step in range(1, 21))
 NO_CAMPAIGN, UNKNOWN_CAMPAIGN = "none", "other"
 DECISIONS = 4096
-"""How many different decisions are remembered with their series; rules make a few dozen, a foreign node may make any."""
-MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-
-Increment = Callable[[float], None]
+"""How many different decisions may wait for the next flush; rules make a few dozen, a foreign node may make any."""
 
 
-class Metrics:
-    """The series of one process. With several workers each writes its own file, and any of them renders the sum."""
+class Metrics(CallMetrics):
+    """The series of one process of `contender serve`: those of calls, of rows, of the epoch and of the ledger."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self.requests = Counter(
-            "contender_requests", "HTTP requests answered, by route and status code.", ["route", "code"], registry=registry
-        )
-        self.request_seconds = Histogram(
-            "contender_request_seconds", "Time to answer a request.", ["route"], buckets=SECONDS, registry=registry
-        )
-        self.node_seconds = Histogram(
-            "contender_node_seconds", "Time of one call of a node.", ["node", "method"], buckets=SECONDS, registry=registry
-        )
-        self.node_errors = Counter(
-            "contender_node_errors", "Calls of a node that failed.", ["node", "method"], registry=registry
-        )
+        super().__init__(registry)
         self.rows_answered = Counter(
             "contender_rows",
             "Rows answered and recorded, by the arm assigned, the arm that served, and the reason.",
@@ -67,27 +48,13 @@ class Metrics:
         self.rows_unrecorded = Counter(
             "contender_unrecorded_rows", "Rows the champion answered while the spool took nothing.", registry=registry
         )
-        self.scores = Distribution(
-            "contender_score", "Values of the models' score columns, by the arm that served.", registry=registry
+        self.scores = self._distribution(
+            "contender_score", "Values of the models' score columns, by the arm that served.", ["arm", "column"]
         )
         self.campaigns = Counter(
             "contender_campaigns",
             "Rows given a campaign, by the arm that served and the campaign's id; none: rows without any.",
             ["arm", "campaign"],
-            registry=registry,
-        )
-        self.stock_server = Histogram(
-            stock_series.SERVER,
-            "Time to answer a request, as Seldon's executor names it.",
-            stock_series.SERVER_LABELS,
-            buckets=stock_series.BUCKETS,
-            registry=registry,
-        )
-        self.stock_client = Histogram(
-            stock_series.CLIENT,
-            "Time of one call of a node, as Seldon's executor names it.",
-            stock_series.CLIENT_LABELS,
-            buckets=stock_series.BUCKETS,
             registry=registry,
         )
         self.epoch_age = Gauge(
@@ -140,60 +107,56 @@ class Metrics:
         self.shipping_errors = Counter(
             "contender_ledger_errors", "Shipping passes that failed; they are tried again.", registry=registry
         )
+        for what in ("epoch", "rules"):
+            self.refused.labels(what)
         self.shadow_rows = Counter(
             "contender_shadow_rows",
             "Rows for the shadow: scored and kept, dropped at a bound, or failed, by the arm that scores.",
             ["arm", "outcome"],
             registry=registry,
         )
-        self._stock: StockLabels | None = None
         self._campaign_ids: frozenset[str] = frozenset()
         self._epoch_set: tuple[Callable[[float], None], float] | None = None
         self._breakers: dict[str, str] = {}
-        self._row_children: dict[tuple[str, str, str], Increment] = {}
-        self._decision_children: dict[tuple[str, str], list[Increment]] = {}
-        self._node_children: dict[tuple[str, str, int], list[Increment]] = {}
-        self._request_children: dict[tuple[str, int], list[Increment]] = {}
+        self._row_children: dict[tuple[str, str, str], Callable[[float], None]] = {}
+        self._score_bounds: dict[str, Sequence[float]] = {}
+        self._score_children: dict[str, list[tuple[str, Buckets]]] = {}
+        self._decided: Tally[tuple[str, str]] = Tally()
 
-    def serves(self, labels: StockLabels, heads: Sequence[Head] = ()) -> None:
-        """Expose the stock executor's series under these labels, and the distribution of these heads' scores."""
-        self._stock = labels
-        if not heads:
-            return
+    def watch_scores(self, heads: Iterable[Head]) -> None:
+        """Show the distribution of these heads' scores: a probability's in steps of 0.05, a value's around its bands."""
         from serving.heads import BinaryHead, RegressionHead
 
         for head in heads:
             if isinstance(head, BinaryHead):
-                self.scores.declare(head.score, PROBABILITIES)
+                self._score_bounds.setdefault(head.score, PROBABILITIES)
             elif isinstance(head, RegressionHead):
-                self.scores.declare(head.value, _bounds(head.edges))
+                self._score_bounds.setdefault(head.value, _bounds(head.edges))
 
     def campaigns_in_use(self, ids: Iterable[int]) -> None:
         """Count these campaigns from now on. Those of former rules keep their series."""
+        self._flush_campaigns()
         self._campaign_ids = frozenset(map(str, ids))
-        self._decision_children.clear()
 
     def rows(self, batch: ExposureBatch) -> None:
         """Count the rows of one answered request, their scores and their campaigns."""
         assigned, served, reasons = batch.assigned, batch.served, batch.reasons
         decided = batch.decision.get("campaigns") if self._campaign_ids else None
         if len(served) == 1:
-            arm = served[0]
-            self._row((assigned[0], arm, reasons[0]))(1)
-            for column in self.scores.columns:
-                if column in batch.scores:
-                    self.scores.observe(arm, column, batch.scores[column])
-            if decided is not None:
-                for add in self._decision((arm, decided[0])):
-                    add(1)
-            return
-        for key, count in Tally(zip(assigned, served, reasons, strict=True)).items():
-            self._row(key)(count)
-        self._scores(served, batch.scores)
+            self._row((assigned[0], served[0], reasons[0]))(1)
+        else:
+            for key, count in Tally(zip(assigned, served, reasons, strict=True)).items():
+                self._row(key)(count)
+        arms = set(served)
+        for arm in arms:
+            chosen = None if len(arms) == 1 else [by == arm for by in served]
+            for column, buckets in self._score_children.get(arm) or self._watched(arm):
+                values = batch.scores.get(column, ())
+                buckets.extend(values if chosen is None else compress(values, chosen))
         if decided is not None:
-            for decision, count in Tally(zip(served, decided, strict=True)).items():
-                for add in self._decision(decision):
-                    add(count)
+            self._decided.update(zip(served, map(str, decided), strict=False))
+            if len(self._decided) > DECISIONS:
+                self._flush_campaigns()
 
     def unrecorded(self, rows: int) -> None:
         """Count rows that the champion answered while nothing could be recorded."""
@@ -203,62 +166,27 @@ class Metrics:
         """Count rows for the shadow: `outcome` is "scored", "dropped" or "failed"."""
         self.shadow_rows.labels(arm, outcome).inc(rows)
 
-    def _row(self, key: tuple[str, str, str]) -> Increment:
+    def _row(self, key: tuple[str, str, str]) -> Callable[[float], None]:
         child = self._row_children.get(key)
         if child is None:
             child = self._row_children[key] = self.rows_answered.labels(*key).inc
         return child
 
-    def _scores(self, served: Sequence[str], scores: dict[str, list[Any]]) -> None:
-        arms = set(served)
-        for column in self.scores.columns:
-            values = scores.get(column, [])
-            for arm in arms if values else ():
-                part = values if len(arms) == 1 else [value for value, by in zip(values, served, strict=True) if by == arm]
-                self.scores.observe(arm, column, part)
+    def _watched(self, arm: str) -> list[tuple[str, Buckets]]:
+        """Return the score columns that are watched, with the arm's buckets for each."""
+        found = [(column, self.scores.child((arm, column), bounds)) for column, bounds in self._score_bounds.items()]
+        self._score_children[arm] = found
+        return found
 
-    def _decision(self, key: tuple[str, str]) -> list[Increment]:
-        """Return the counters of one decision, such as ("champion", "1,2,5")."""
-        children = self._decision_children.get(key)
-        if children is None:
-            arm, text = key
-            given = set(str(text).split(",")) - {""} or {NO_CAMPAIGN}
-            known = {each if each in self._campaign_ids or each == NO_CAMPAIGN else UNKNOWN_CAMPAIGN for each in given}
-            if len(self._decision_children) >= DECISIONS:
-                self._decision_children.clear()
-            children = self._decision_children[key] = [self.campaigns.labels(arm, each).inc for each in known]
-        return children
-
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count one HTTP request. `route` is one of the served routes, or "other"."""
-        key = route, status
-        children = self._request_children.get(key)
-        if children is None:
-            stock = self._stock and self._stock.server(route, status)
-            children = [
-                self.request_seconds.labels(route).observe,
-                *([self.stock_server.labels(*stock).observe] if stock else []),
-            ]
-            children.append(self.requests.labels(route, str(status)).inc)
-            self._request_children[key] = children
-        for observe in children[:-1]:
-            observe(seconds)
-        children[-1](1)
-
-    def node(self, node: str, method: str, status: int, seconds: float) -> None:
-        """Count one call of a node; `status` is 200 or what it failed with."""
-        key = node, method, status
-        children = self._node_children.get(key)
-        if children is None:
-            children = [self.node_seconds.labels(node, method).observe]
-            if self._stock is not None:
-                children.append(self.stock_client.labels(*self._stock.client(node, method, status)).observe)
-            self.node_errors.labels(node, method)
-            self._node_children[key] = children
-        for observe in children:
-            observe(seconds)
-        if status != 200:
-            self.node_errors.labels(node, method).inc()
+    def _flush_campaigns(self) -> None:
+        known = self._campaign_ids | {NO_CAMPAIGN}
+        rows: Tally[tuple[str, str]] = Tally()
+        for (arm, text), count in self._decided.items():
+            for campaign in set(text.split(",")) - {""} or {NO_CAMPAIGN}:
+                rows[arm, campaign if campaign in known else UNKNOWN_CAMPAIGN] += count
+        for (arm, campaign), count in rows.items():
+            self.campaigns.labels(arm, campaign).inc(count)
+        self._decided.clear()
 
     def breaker(self, arm: str, state: str) -> None:
         """Show the state of a challenger's breaker."""
@@ -278,21 +206,15 @@ class Metrics:
             self.breaker(arm, self._breakers.get(arm, CLOSED))
             for reason in FALLBACKS:
                 self._row((arm, CHAMPION, reason))
-        self.refresh()
+        self.flush()
 
-    def refresh(self) -> None:
-        """Bring the epoch's age up to date. To be called every second or so."""
+    def flush(self) -> None:
+        """Bring the epoch's age up to date, and what is kept aside for speed."""
+        super().flush()
+        self._flush_campaigns()
         if self._epoch_set is not None:
             show, since = self._epoch_set
             show(max(0.0, time.time() - since))
-
-    def render(self) -> tuple[bytes, str]:
-        """Return the exposition text and its content type, summed over the workers where there are several."""
-        several = MULTIPROCESS_VARIABLE in os.environ
-        source = MultiProcessCollector(None) if several else self._registry  # type: ignore[no-untyped-call]
-        exposed = CollectorRegistry()
-        exposed.register(Histograms(source, [self.scores.name]))
-        return generate_latest(exposed), CONTENT_TYPE_PLAIN_0_0_4
 
 
 def _instant(text: str) -> float:

@@ -22,11 +22,22 @@ PAUSE_SECONDS = 1.0
 class Recorder:
     """Appends lines. Closed for a while after the spool refused one; the first line that it takes again ends the gap."""
 
-    def __init__(self, append: Callable[[bytes], None], test: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`append` writes a line, or several by one write; it returns when they are there, and raises SpoolError if none is."""
+    def __init__(
+        self,
+        append: Callable[[bytes], None],
+        test: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        hand_over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`append` writes a line, or several by one write; it returns when they are there, and raises SpoolError if none is.
+
+        `hand_over` is called when a gap begins: it leaves to the shipper what was written, whose deletion makes room again.
+        """
         self._append = append
         self._test = test
         self._clock = clock
+        self._hand_over = hand_over
         self._closed_until = float("-inf")
         self._gap: tuple[str, int] | None = None
 
@@ -46,6 +57,7 @@ class Recorder:
             if self._gap is None:
                 log.error("exposures can't be recorded, the champion alone serves until they can: %s", error)
                 self._gap = timestamp(datetime.now(UTC)), 0
+                self._hand_over()
             return False
         if self._gap is not None:
             log.warning("the spool takes lines again; the champion answered %d row(s) unrecorded", self._gap[1])

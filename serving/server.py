@@ -15,12 +15,14 @@ import uvicorn
 KEEP_ALIVE_SECONDS = 65
 """Idle time before a client's connection is closed, the stock executor's; above that of common load balancers (60 s)."""
 
+CLOSE = (b"connection", b"close")
+
 
 class Server(uvicorn.Server):
     """Serves an ASGI application until SIGTERM or SIGINT.
 
-    It then waits `delay_seconds`, still serving, so that load balancers can take notice, closes the listener, and gives the
-    requests under way `grace_seconds`.
+    It then waits `delay_seconds`, still serving, so that clients and load balancers can move on, closes the listener, and
+    gives the requests under way `grace_seconds`.
     """
 
     def __init__(
@@ -60,11 +62,19 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(signum, self.leave)
         yield
 
+    def announce(self) -> None:
+        """Go on serving, but end each connection with its next answer, which says so by `Connection: close`."""
+        if not self.leaving:
+            self.leaving = True
+            # uvicorn makes the headers of every answer anew each second, from the configured ones.
+            self.config.encoded_headers.append(CLOSE)
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+
     def leave(self) -> None:
         """Begin to leave; a second call ends the delay."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(0 if self.leaving else self._delay_seconds, self._close)
-        self.leaving = True
+        delay = 0 if self.leaving else self._delay_seconds
+        self.announce()
+        asyncio.get_running_loop().call_later(delay, self._close)
 
     def _close(self) -> None:
         self.should_exit = True

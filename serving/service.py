@@ -6,22 +6,22 @@ graph, a bundle or a rules file is found before the first request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import orjson
-
 from router.split import Splitter
+from serving import metadata
 from serving.arms import Arms, Challengers
 from serving.bundle import MANIFEST, Manifest, load_manifest
 from serving.components import Campaigns, Model
 from serving.engine import Engine
-from serving.errors import GraphError, ServingError
+from serving.errors import GraphError, NodeUnreachable, ServingError
 from serving.graph import RANDOM_ABTEST, Deployment, GraphNode
 from serving.http_client import HttpClient
-from serving.http_node import HttpNode
+from serving.http_node import PROBE_SECONDS, HttpNode
 from serving.local_node import LocalNode, component_class
 from serving.metrics import Metrics
 from serving.nodes import Call, Node
@@ -87,10 +87,11 @@ class Service:
             digests = {name: self._models[name].digest for name in names if name in self._models}
             self.arms = Arms(names, digests, [child.name for child in router.children if child.is_remote])
             splits[router.name] = self._row_router(router, manifests.get(names[0]), recorder)
-        self._arms = [self._nodes[child.key] for router in routers for child in router.children if child.key in self._nodes]
+        children = [child for router in routers for child in router.children]
+        self._unidentified = {i: self._nodes[child.key] for i, child in enumerate(children) if child.is_remote}
         self.engine = Engine(root, self._nodes, splits)
-        heads = [head for manifest in manifests.values() for head in manifest.heads]
-        metrics.serves(StockLabels(deployment.name, deployment.predictors[0]), heads)
+        metrics.serves(StockLabels(deployment.name, deployment.predictors[0]))
+        metrics.watch_scores(head for manifest in manifests.values() for head in manifest.heads)
         self._count_campaigns()
 
     @property
@@ -116,15 +117,20 @@ class Service:
             elif node.rules.refused not in (None, told):
                 self._metrics.refused.labels("rules").inc()
                 log.error("the campaign rules are refused, the old ones stay: %s", node.rules.refused)
-        self._metrics.refresh()
+        self._metrics.flush()
 
     async def identify(self) -> None:
-        """Ask the router's children behind HTTP that have not told their digest for it: arms are resolved by digest."""
-        for index in self.arms.unknown():
+        """Ask the router's children behind HTTP which bundle they serve, until each has answered: roles follow from digests."""
+        for index, node in list(self._unidentified.items()):
             try:
-                described = orjson.loads((await self._arms[index].metadata(Call())).body)
-            except (ServingError, ValueError):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    described = metadata.read(await node.metadata(Call()), node.name)
+            except (NodeUnreachable, TimeoutError):
                 continue
+            except ServingError as error:
+                log.warning("node %s does not tell its bundle: %s", node.name, error)
+                described = {}
+            del self._unidentified[index]
             if described.get("platform") == PLATFORM and described.get("versions"):
                 self.arms.learn(index, described["versions"][0])
 
@@ -196,7 +202,7 @@ class Service:
         path = self._deployment.environment(unit.name).get("MODEL_NAME")
         if path is None:
             raise GraphError(
-                f"{unit.name}: neither an endpoint nor a container with MODEL_NAME; there is nothing to call and no class to run"
+                f"{unit.name}: neither an endpoint nor a container with MODEL_NAME; so nothing to call and no class to run"
             )
         try:
             component = component_class(path)(**unit.parameter_values)

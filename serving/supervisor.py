@@ -6,10 +6,12 @@ Invariant: it alone writes the epoch file and deletes segments; requests never w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -18,13 +20,13 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ledger.errors import LedgerError
+from ledger.errors import LedgerError, SpoolError
 from router.epoch import Epoch
 from router.errors import InvalidEpoch
 from router.sources import write_epoch_file
 from serving.metrics import Metrics
 from serving.settings import Settings
-from serving.worker import READY, run_worker
+from serving.worker import DRAIN, READY, run_worker
 
 if TYPE_CHECKING:
     from ledger.shipper import Shipper
@@ -38,13 +40,21 @@ SHIP_SECONDS = 0.2
 RESTART_SECONDS = 0.5
 """Pause before a dead worker is replaced, so that one that dies at once doesn't take the machine's time."""
 
+SETTLE_SECONDS = 0.1
+"""From the last connection that is let in to the port's end, so that a worker has accepted it and read its request."""
+SO_ATTACH_FILTER = 26
+"""Linux's number, which the socket module doesn't name."""
+
 
 class WorkerFailedError(RuntimeError):
     """A worker ended before it was ready; its own message stands above on stderr."""
 
 
 class Supervisor:
-    """Runs until SIGTERM or SIGINT. `ready` is called once, when every worker accepts requests."""
+    """Runs until SIGTERM or SIGINT, drains, and ends; a second signal ends the draining.
+
+    `ready` is called once, when every worker accepts requests.
+    """
 
     def __init__(
         self,
@@ -61,6 +71,7 @@ class Supervisor:
         self._new_metrics = metrics
         self._ready = ready
         self._stopping = threading.Event()
+        self._hurry = threading.Event()
         self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
         self._spawn = multiprocessing.get_context("spawn")
 
@@ -88,6 +99,7 @@ class Supervisor:
                     if changed != counter:
                         epoch = self._follow(store, epoch)
                         counter = changed
+            self._drain(listener)
         finally:
             self._stopping.set()
             listener.close()
@@ -97,7 +109,7 @@ class Supervisor:
             store.close()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
-        self._stopping.set()
+        (self._hurry if self._stopping.is_set() else self._stopping).set()
 
     def _follow(self, store: Store, epoch: Epoch | None) -> Epoch | None:
         """Hand a new epoch to the workers."""
@@ -151,6 +163,15 @@ class Supervisor:
         for file in self._settings.metrics.glob(f"gauge_live*_{pid}.db"):
             file.unlink(missing_ok=True)
 
+    def _drain(self, listener: socket.socket) -> None:
+        """Have every connection end with a complete answer, then let nobody new in; the listener stays open meanwhile."""
+        for _, connection in self._workers.values():
+            with contextlib.suppress(OSError):
+                connection.send(DRAIN)
+        self._hurry.wait(self._settings.drain_seconds)
+        _admit_nobody(listener)
+        time.sleep(SETTLE_SECONDS)
+
     def _end_workers(self) -> None:
         """Closing a worker's pipe asks it to finish its requests and end; whoever overstays the grace period is killed."""
         for _, connection in self._workers.values():
@@ -174,9 +195,6 @@ class Supervisor:
             try:
                 report = shipper.ship()
                 metrics.rows_shipped.inc(report.rows)
-                lag = shipper.lag()
-                metrics.lag_bytes.set(lag.bytes)
-                metrics.lag_seconds.set(lag.seconds)
                 metrics.lines_skipped.inc(report.skipped_lines)
                 failing = False
             except LedgerError as error:
@@ -184,6 +202,10 @@ class Supervisor:
                 if not failing:
                     log.error("shipping failed, the spool keeps the records until it succeeds: %s", error)
                 failing = True
+            with contextlib.suppress(SpoolError):
+                lag = shipper.lag()
+                metrics.lag_bytes.set(lag.bytes)
+                metrics.lag_seconds.set(lag.seconds)
             if last:
                 break
             if self._stopping.wait(SHIP_SECONDS):
@@ -203,3 +225,15 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(error.errno, f"{host}:{port}: {error.strerror}; is another server running there?") from None
     return listener
+
+
+def _admit_nobody(listener: socket.socket) -> None:
+    """Drop whatever asks for a new connection, so that nobody is let in whom closing the listener would then reset.
+
+    Such a client asks again a second later and is refused like any other that comes too late. Connections that are being
+    made are completed. A classic BPF program over the TCP header (Linux, Documentation/networking/filter.rst) does it.
+    """
+    load_flags, if_syn, drop, keep = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in (load_flags, if_syn, drop, keep)))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))

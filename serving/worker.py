@@ -6,9 +6,11 @@ Invariant: it ends when its supervisor does, after the requests under way were a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from prometheus_client import CollectorRegistry
@@ -20,7 +22,6 @@ from serving.app import App
 from serving.bundle import BundleError
 from serving.campaigns import CampaignsError
 from serving.errors import ServingError
-from serving.graph import load_deployment
 from serving.metrics import Metrics
 from serving.recorder import Recorder
 from serving.server import Server
@@ -30,10 +31,14 @@ from serving.settings import Settings
 log = logging.getLogger("contender.worker")
 
 READY = "ready"
+DRAIN = "drain"
 
 
 def run_worker(settings: Settings, listener: socket.socket, supervisor: Connection) -> None:
     """Serve on the shared listener until the supervisor closes its end of the pipe."""
+    # A signal to the whole process group, such as Ctrl-C, is the supervisor's: it drains before it closes the pipe.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     metrics = Metrics(CollectorRegistry())
     spool = Spool(
@@ -44,9 +49,9 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
         metrics.refused.labels("epoch").inc()
         log.error("an epoch is refused, the last good one stays: %s", error)
 
-    recorder = Recorder(spool.append, settings.test)
+    deployment = settings.deployment
+    recorder = Recorder(spool.append, settings.test, hand_over=spool.close)
     try:
-        deployment = load_deployment(settings.graph)
         service = Service(deployment, settings, recorder=recorder, metrics=metrics)
     except (ServingError, BundleError, CampaignsError) as error:
         log.error("%s", error)
@@ -58,7 +63,9 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
         json_only=True,
         max_body_bytes=settings.max_body_bytes,
         prometheus=metrics.render,
+        prometheus_path=settings.prometheus_path,
         observer=metrics,
+        ready_hooks=[lambda: not server.leaving],
         deployment=deployment.name,
         namespace=deployment.namespace,
         predictor=deployment.predictors[0].name,
@@ -67,12 +74,13 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
     try:
         server.run(sockets=[listener])
     finally:
+        service.close()
         recorder.close()
         spool.close()
 
 
 class _Worker(Server):
-    """The server, which also follows epochs and rules, and leaves when the supervisor's pipe closes."""
+    """The server, which also follows epochs and rules, drains when the supervisor says so, and leaves when its pipe closes."""
 
     def __init__(
         self, app: App, service: Service, settings: Settings, supervisor: Connection, *, watch: Callable[[], None]
@@ -83,20 +91,34 @@ class _Worker(Server):
         self._refresh_seconds = settings.refresh_seconds
         self._supervisor = supervisor
         self._watch = watch
-        self._following: asyncio.Task[None] | None = None
+        self._following: tuple[asyncio.Task[None], ...] = ()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        asyncio.get_running_loop().add_reader(self._supervisor.fileno(), self._supervisor_left)
-        self._following = asyncio.create_task(self._follow())
+        asyncio.get_running_loop().add_reader(self._supervisor.fileno(), self._told)
+        await self._service.identify()
+        self._following = asyncio.create_task(self._follow()), asyncio.create_task(self._identify())
         self._supervisor.send(READY)
 
-    def _supervisor_left(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._supervisor.fileno())
-        self.leave()
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def _told(self) -> None:
+        try:
+            self._supervisor.recv()
+            self.announce()
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(self._supervisor.fileno())
+            self.leave()
 
     async def _follow(self) -> None:
         while not self.should_exit:
             self._service.refresh()
             self._watch()
+            await asyncio.sleep(self._refresh_seconds)
+
+    async def _identify(self) -> None:
+        while not self.should_exit:
+            await self._service.identify()
             await asyncio.sleep(self._refresh_seconds)

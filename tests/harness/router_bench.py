@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ledger.records import ExposureBatch, Gap, PairBatch, Record, decode
-from ledger.spool import Spool, segments
+from ledger.spool import Spool, lock_segment, segments
 from router.breaker import Breaker
 from router.epoch import ArmRange, Epoch
 from router.split import Splitter
@@ -66,7 +66,7 @@ class RouterBench:
         self.folder = folder
         self.spool = Spool(folder, max_bytes=max_bytes, segment_bytes=max_bytes // 4)
         self.time = 0.0
-        self.recorder = Recorder(self.spool.append, "t", lambda: self.time)
+        self.recorder = Recorder(self.spool.append, "t", lambda: self.time, hand_over=self.spool.close)
         self.current = Splitter(now)
         self._shipped: list[Record] = []
         self.trace: list[str] = []
@@ -152,8 +152,9 @@ class RouterBench:
 
     def ship_all(self) -> None:
         """Make room as the shipper does, and let the spool see it."""
-        self.spool.close()
-        self._shipped = self.lines()
         self.spool._looked_at = float("-inf")
         for path in segments(self.folder):
-            path.unlink()
+            with path.open("rb") as file:
+                if lock_segment(file.fileno()):
+                    self._shipped += map(decode, file.read().splitlines())
+                    path.unlink()

@@ -53,6 +53,7 @@ class Server:
         self.graph = folder / "seldondeployment.yaml"
         text = (base / "seldondeployment.yaml").read_text(encoding="utf-8")
         self.graph.write_text(text.replace("manifests/base/campaigns.yaml", str(self.rules)), encoding="utf-8")
+        self.cwd = ROOT
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -68,7 +69,9 @@ class Server:
             self.home,
         ]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                list(map(str, command)), cwd=self.cwd, stdout=log, stderr=log, start_new_session=True
+            )
         self.wait_ready()
 
     def wait_ready(self) -> None:

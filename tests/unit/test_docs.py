@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from console.cli import app
+from serving.graph import Deployment
 from serving.settings import GIVEN, PREFIX, Settings, SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def test_local_links_lead_somewhere(page: Path) -> None:
 
 
 def test_a_setting_comes_from_its_option_then_the_environment_then_its_default() -> None:
-    given: dict[str, Any] = {"deployment": None, "home": Path("h"), "test": "t"}
+    given: dict[str, Any] = {"deployment": Deployment("d", "", {}, ()), "home": Path("h"), "test": "t"}
     environment = {"CONTENDER_PORT": "1", "CONTENDER_FSYNC": "true", "CONTENDER_WORKERS": "3", "CONTENDER_TEST": "x"}
     settings = Settings.from_environment(environment, **given, workers=2, port=None)
     assert (settings.port, settings.fsync, settings.workers, settings.max_rows) == (1, True, 2, 10_000)

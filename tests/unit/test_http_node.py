@@ -168,6 +168,23 @@ def test_a_connection_that_rested_too_long_is_left(monkeypatch: pytest.MonkeyPat
     assert len(server.connections) == 2
 
 
+def test_connections_that_rested_too_long_are_closed_when_another_comes_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(OK)
+
+    async def use(node: HttpNode) -> None:
+        await asyncio.gather(*(node.predict(Message(b"1"), Call()) for _ in range(3)))
+        monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.2)
+        await asyncio.sleep(0.25)
+        await node.predict(Message(b"1"), Call())
+        # The three are at their end, without anything more being asked; the fourth is at rest.
+        done, _ = await asyncio.wait(server.connections[:3], timeout=5)
+        assert len(done) == 3
+        assert not server.connections[3].done()
+
+    run(server, use)
+    assert len(server.connections) == 4
+
+
 @pytest.mark.parametrize(
     ("answer", "body", "content_type"),
     [
@@ -245,6 +262,25 @@ def test_redirects_are_followed_with_the_body_where_the_status_says_so(status: i
     assert "x-a: 1" in server.lines(1)
     assert ("Content-Type: a/b" in server.lines(1)) == (asked == "POST")
     assert server.requests[1].endswith(b"12") == (asked == "POST")
+
+
+def test_a_redirect_carries_no_secrets_to_another_origin() -> None:
+    other = Server(OK)
+
+    async def use(node: HttpNode) -> None:
+        listening = await asyncio.start_server(other.serve, "127.0.0.1", 0)
+        location = f"http://localhost:{listening.sockets[0].getsockname()[1]}/x"
+        server.answers = [b"HTTP/1.1 307 X\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % location.encode()]
+        secrets = [(b"authorization", b"Bearer x"), (b"cookie", b"a=b")]
+        await node.predict(Message(b"1"), Call([*secrets, (b"x-a", b"1")], puid="p"))
+        listening.close()
+        server.connections += other.connections  # their end is awaited with the others'
+
+    server = Server()
+    run(server, use)
+    assert {"authorization: Bearer x", "cookie: a=b", "x-a: 1"} < set(server.lines())
+    assert {"x-a: 1", "Seldon-Puid: p"} < set(other.lines())
+    assert not any(line.startswith(("authorization", "cookie")) for line in other.lines())
 
 
 @pytest.mark.parametrize("status", [201, 204, 302, 404, 503])

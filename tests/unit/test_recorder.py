@@ -127,7 +127,7 @@ def test_whatever_the_bound_every_request_is_answered_and_every_row_is_accounted
         bench = RouterBench(Path(folder), epoch(5000, shadow=True), max_bytes=bound)
         answers = bench.ask(*requests)
         bench.ship_all()
-            bench.recorder.close()
+        bench.recorder.close()
         gaps = sum(gap.rows for gap in bench.gaps())
     assert [[row[0] for row in rows] for rows in answers] == requests
     assert gaps == bench.unrecorded_rows

@@ -31,7 +31,7 @@ class Model:
         for head in self.heads:
             self.columns += [head["score"], head["decile"]] if head["kind"] == "binary" else [head["value"], head["band"]]
 
-    def predict(self, X: Any, names: list[str], meta: dict[str, Any] | None = None) -> Any:
+    def predict(self, X: Any, names: list[str], meta: dict[str, Any] | None = None) -> Any:  # noqa: N803 - Seldon's name
         frame = pd.DataFrame(X, columns=names)
         features = self._features(frame)
         answer = pd.DataFrame({self.key: frame[self.key]})
@@ -77,7 +77,7 @@ class Campaigns:
         self.genders = {decile: name for name, rule in self.rules["gender"].items() for decile in rule["deciles"]}
         self.columns: list[str] = []
 
-    def transform_output(self, X: Any, names: list[str], meta: dict[str, Any] | None = None) -> Any:
+    def transform_output(self, X: Any, names: list[str], meta: dict[str, Any] | None = None) -> Any:  # noqa: N803 - Seldon's name
         frame = pd.DataFrame(X, columns=names)
         frame["gender"] = frame["gender_decile"].astype(int).map(self.genders).fillna("")
         frame["campaigns"] = [self._campaigns(*row) for row in zip(frame["gender"], frame["age_band"], strict=True)]
@@ -102,7 +102,7 @@ class Router:
     def __init__(self, key: str = "device_id", salt: str = "campaigns-1", challenger: int = 1000) -> None:
         self.key, self.salt, self.challenger = key, salt, challenger
 
-    def route(self, X: Any, names: list[str], meta: dict[str, Any] | None = None) -> int:
+    def route(self, X: Any, names: list[str], meta: dict[str, Any] | None = None) -> int:  # noqa: N803 - Seldon's name
         customer = pd.DataFrame(X, columns=names)[self.key].iloc[0]
         digest = hashlib.sha256(f"{self.salt}:{customer}".encode()).digest()
         return int(int.from_bytes(digest[:4], "big") * 10_000 >> 32 < self.challenger)

@@ -79,7 +79,14 @@ class Requests:
         """Send requests of `rows` rows over `connections` connections for so many seconds."""
         whole = max(1, round(seconds))
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{whole}s", "--timeout", "30s"]
-        command += ["--latency", "--script", str(self._script), f"http://127.0.0.1:{port}", "--", f"{self._folder}/{rows}.jsonl"]
+        command += [
+            "--latency",
+            "--script",
+            str(self._script),
+            f"http://127.0.0.1:{port}",
+            "--",
+            f"{self._folder}/{rows}.jsonl",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=whole + 90)
         line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
         if line is None:

@@ -108,10 +108,10 @@ def traced() -> Iterator[Tracer]:
                 setattr(owner, name, whole)
 
 
-def phases(requests: Requests, folder: Path, *, repeats: int = 20) -> dict[str, dict[str, float]]:
+def phases(requests: Requests, folder: Path, *, repeats: int = 200) -> dict[str, dict[str, float]]:
     """Return for 1 and 100 rows the microseconds of each phase of one request, the whole, and the whole untraced."""
     found: dict[str, dict[str, float]] = {}
-    for rows, count in ((1, 200), (100, 50)):
+    for rows, count in ((1, 20), (100, 5)):
         bodies = requests.bodies(rows)[:count]
         with engine(_folder(folder)) as plain:
             untraced = plain.seconds(bodies, repeats) * 1e6

@@ -259,12 +259,12 @@ def _units(
         raise Unavailable("the units' environment isn't there; make it by `make units`")
     ports: dict[str, int] = {}
     pids = []
-    for name in SERVICES:
+    for name, service in SERVICES.items():
         if name == "router" and not router:
             continue
         ports[name] = free_port()
         parameters = [{"name": key, "type": "STRING", "value": value} for key, value in PARAMETERS[name].items()]
-        command: list[str | Path | int] = [UNITS, module + DOCUMENTED[name], "--service-type", SERVICES[name]]
+        command: list[str | Path | int] = [UNITS, module + DOCUMENTED[name], "--service-type", service]
         command += ["--http-port", ports[name], "--metrics-port", free_port(), "--grpc-port", free_port()]
         command += ["--parameters", json.dumps(parameters)]
         own = {"CONTENDER_EPOCH_FILE": str(_epoch_file(folder))} if name == "router" else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import gc
 import hashlib
 import io
 import os
@@ -224,7 +225,9 @@ def predict(
     """
     if resume and (out is None or name == "-"):
         raise CommandError("--resume needs --devices FILE and --out FILE; a pipe can't be taken up again")
-    scorer = Scorer(graph, home, keep_inputs=inputs)
+    # A batch's lists live as long as the batch: looking through them for cycles every 700 of them costs a sixth of the time.
+    gc.set_threshold(200_000, *gc.get_threshold()[1:])
+    scorer = Scorer(graph, home, keep_inputs=inputs if record else False)
     with closing(scorer), closing(DeviceFile(name, scorer.key)) as devices, _recording(scorer, home, record=record) as append:
         if out is None:
             rows = _answer_all(devices, scorer, StreamAnswers(sys.stdout, append), batch, 0, tick)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from serving import wire
 from serving.answers import BODILESS, JSON, TEXT, Answer, Headers, json_failure, node_failure, recorded_failure, success
 from serving.engine import Engine
-from serving.errors import MethodNotAllowed, NotFound, ServingError, TooLarge, UnsupportedMediaType
+from serving.errors import MethodNotAllowed, NotFound, ServingError, TooLarge, UnknownNode, UnsupportedMediaType
 from serving.messages import Message
 from serving.nodes import Call
 
@@ -171,6 +171,8 @@ class App:
             if method == "POST":
                 request.body = await self._read(request, receive)
             return await route.handler(request)
+        except UnknownNode as error:
+            return self._failure(NotFound(str(error)) if self._json_only else error)
         except ServingError as error:
             return self._failure(error)
         except Exception:

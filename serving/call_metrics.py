@@ -84,7 +84,7 @@ class CallMetrics:
         return generate_latest(exposed), CONTENT_TYPE_PLAIN_0_0_4
 
     def _resolve_request(self, route: str, status: int) -> tuple[Callable[[float], None], list[Observe]]:
-        observers = [self.request_seconds.child((route,), SECONDS).observe]
+        observers: list[Observe] = [self.request_seconds.child((route,), SECONDS).observe]
         stock = None if self._stock is None else self._stock.server(route, status)
         if stock is not None:
             observers.append(self.stock_server.child(stock, stock_series.BUCKETS).observe)
@@ -92,7 +92,7 @@ class CallMetrics:
         return children
 
     def _resolve_node(self, node: str, method: str, status: int) -> list[Observe]:
-        children = [self.node_seconds.child((node, method), SECONDS).observe]
+        children: list[Observe] = [self.node_seconds.child((node, method), SECONDS).observe]
         if self._stock is not None:
             labels = self._stock.client(node, method, status)
             children.append(self.stock_client.child(labels, stock_series.BUCKETS).observe)

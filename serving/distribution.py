@@ -17,6 +17,9 @@ from prometheus_client.registry import Collector
 SUM = "sum"
 """The `le` of the counter that holds the sum of the values."""
 
+LAST = "+Inf"
+"""The `le` of the last bucket. It is made last, so that who reads another process' buckets knows when they are complete."""
+
 WAITING = 4096
 """How many values of columns may wait for the next flush."""
 
@@ -39,7 +42,7 @@ class Distribution:
         """Return the buckets under these label values. `bounds` are their upper ends, ascending, without infinity."""
         found = self._children.get(labels)
         if found is None:
-            ends = [*map(str, map(float, bounds)), "+Inf", SUM]
+            ends = [*map(str, map(float, bounds)), SUM, LAST]
             found = self._children[labels] = Buckets(bounds, [self._counter.labels(*labels, end).inc for end in ends])
         return found
 
@@ -55,7 +58,7 @@ class Buckets:
     __slots__ = ("_add", "_bounds", "_counts", "_pending", "_sum", "_values")
 
     def __init__(self, bounds: Sequence[float], add: Sequence[Callable[[float], None]]) -> None:
-        """`add` increments what is exposed: one for each bound, one for what is above them, one for the sum."""
+        """`add` increments what is exposed: one for each bound, one for the sum, one for what is above all bounds."""
         self._bounds = list(bounds)
         self._add = add
         self._counts = [0] * (len(bounds) + 1)
@@ -83,7 +86,7 @@ class Buckets:
         if self._values:
             self._count_values()
         if self._pending:
-            for add, count in zip(self._add, [*self._counts, self._sum], strict=True):
+            for add, count in zip(self._add, [*self._counts[:-1], self._sum, self._counts[-1]], strict=True):
                 if count:
                     add(count)
             self._counts = [0] * len(self._counts)
@@ -128,6 +131,8 @@ def _histogram(counters: Metric) -> HistogramMetricFamily:
     names = [name for labels in list(found)[:1] for name, _ in labels]
     family = HistogramMetricFamily(counters.name, counters.documentation, labels=names)
     for labels, cells in found.items():
+        if LAST not in cells:
+            continue
         total = cells.pop(SUM)
         below = 0.0
         buckets = []

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from serving import graph, metadata, routing
-from serving.errors import NodeFailed, NodeUnreachable, ServingError
+from serving.errors import NodeFailed, NodeUnreachable, ServingError, UnknownNode
 from serving.graph import GraphNode
 from serving.messages import Message
 from serving.nodes import Call, Node
@@ -115,7 +115,7 @@ class Engine:
                 if node is None:
                     raise ServingError(f"node {name}: it has no endpoint")
                 return node
-        raise ServingError(f"no node {name!r} in the graph; there is {', '.join(unit.name for unit in self.root.walk())}")
+        raise UnknownNode(f"no node {name!r} in the graph; there is {', '.join(unit.name for unit in self.root.walk())}")
 
 
 def _finished(answer: Message, call: Call) -> Message:

@@ -50,6 +50,10 @@ class NotFound(BadRequest):
     reason = "NOT_FOUND"
 
 
+class UnknownNode(ServingError):
+    """The path names a node that the graph lacks: as recorded of the stock executor its own fault, 500."""
+
+
 class MethodNotAllowed(BadRequest):
     """The path is served, but not with this HTTP method; `allowed` lists those that are."""
 

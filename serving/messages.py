@@ -72,6 +72,14 @@ class Message:
         meta = payload.get("meta")
         if meta is not None and type(meta) is not dict:
             raise BadRequest(f"meta is {meta!r:.80}; an object is expected")
+        if meta and type(meta.get("tags") or {}) is not dict:
+            raise BadRequest(f"meta.tags is {meta['tags']!r:.80}; an object is expected")
+        if meta:
+            try:
+                orjson.dumps({"meta": meta})
+            except TypeError as error:
+                # What can be read at 1,024 levels can be written at 254 only, and tags are written into the answer.
+                raise BadRequest(f"meta can't be passed on: {error}") from None
         self._table, self._meta = table, meta or {}
 
 

@@ -26,6 +26,9 @@ from serving.recorder import Recorder
 from serving.shadow import Shadow
 from serving.table import Table
 
+MAX_PUID = 1024
+"""Characters of a request's id, as of a key: it stands on every exposure."""
+
 WITHOUT_EPOCH = Assignment(CHAMPION, NO_EPOCH, None, 1.0)
 UNRECORDED = Assignment(CHAMPION, "unrecorded", None, 1.0)
 
@@ -50,6 +53,7 @@ class Routed:
     """One request between its split and its record. Lists hold one value a row, in input order."""
 
     started: float
+    puid: str
     message: Message
     table: Table
     keys: list[str | None]
@@ -116,6 +120,7 @@ class RowRouter:
         """
         started = time.perf_counter()
         table = message.table(self._max_rows)
+        puid = _puid(message, call)
         keys, echo = self._keys(message, table, call)
         self._check(table)
         splitter = self._epochs.current
@@ -127,6 +132,7 @@ class RowRouter:
             assigned = splitter.assign(keys)
         routed = Routed(
             started=started,
+            puid=puid,
             message=message,
             table=table,
             keys=keys,
@@ -241,8 +247,7 @@ class RowRouter:
         decided = final.table(routed.table.count)
         indices = {index for index, _, _ in routed.parts}
         mixed = len(set(routed.served)) > 1
-        given = routed.message.meta.get("puid")
-        puid = given if type(given) is str and given else call.puid
+        puid = routed.puid
         tags = {
             **(final.meta.get("tags") or {}),
             "test": self._test,
@@ -294,6 +299,17 @@ class RowRouter:
             arm: (None if index is None else children[index], digests[arm]) for arm, index in self._arms.resolve(epoch).items()
         }
         call.followers.append(lambda: shadow.follow(batch, routed.served, arms, lambda rows: self._part(routed, rows), call))
+
+
+def _puid(message: Message, call: Call) -> str:
+    """Return the request's id: of its meta, else of its header, else made for it. Raises BadRequest if no store can hold it."""
+    given = message.meta.get("puid")
+    puid, field = (given, "meta.puid") if type(given) is str and given else (call.puid, "header Seldon-Puid")
+    if len(puid) > MAX_PUID:
+        raise BadRequest(f"{field} has {len(puid)} characters; at most {MAX_PUID} are allowed")
+    if "\0" in puid:
+        raise BadRequest(f"{field}: {puid!r:.80} contains U+0000, which no id may hold")
+    return puid
 
 
 def _inputs(table: Table, key: str) -> Inputs:

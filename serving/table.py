@@ -6,7 +6,6 @@ Invariant: every row has one value a column, exactly as JSON (or CSV text) gave 
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import io
 from collections.abc import Sequence
@@ -173,9 +172,10 @@ def _binary(data: Any, max_rows: int) -> Table:
     if type(data) is not str:
         raise BadRequest(f"binData is a JSON {_kind(data)}; CSV text in base64 is expected")
     try:
-        return _csv(base64.b64decode(data, validate=True).decode(), max_rows)
-    except (binascii.Error, UnicodeDecodeError) as error:
+        text = base64.b64decode(data, validate=True).decode()
+    except ValueError as error:
         raise BadRequest(f"binData is no UTF-8 text in base64: {error}") from None
+    return _csv(text, max_rows)
 
 
 _PARSERS = {"data": _data, "jsonData": _objects, "strData": _csv, "binData": _binary}

@@ -5,7 +5,7 @@ Invariant: one model over all devices; usage events, known for a few, are missin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from serving.bundle import FORMAT, Bundle, Manifest
 from serving.heads import BinaryHead, Head, MulticlassHead, Output, RegressionHead
 from serving.scorer import SklearnScorer
 from serving.signature import Input, Matrix, Signature
-from training.card import Evidence, card
 from training.devices import KEY, Devices, declare, read_devices
-from training.evaluation import FOLDS, Target, band_weights, confusion, decile_edges, decile_table, folds, metrics
+from training.evaluation import FOLDS, Target, band_weights, decile_edges, folds, metrics, true_bands
+from training.evidence import Evidence, crossfitted, segments, split, tiers
 from training.pipelines import Make, boosted, linear
 from training.reference import histograms
+from training.report import pages
 from training.writer import write_bundle
 
 USE_CASE = "campaigns"
@@ -85,6 +86,7 @@ def _finish(arm: Arm, devices: Devices, outputs: Sequence[Output], split: Sequen
     pipelines = arm.fit(inputs, matrix, targets, seed)
     own = SklearnScorer(pipelines, arm.heads).scores(matrix)
     heads = [_fixed(*each) for each in zip(arm.heads, targets, outputs, own, strict=True)]
+    evidence = _evidence(arm.heads, targets, outputs, split, devices)
     manifest = Manifest(
         format=FORMAT,
         name=f"{USE_CASE} {arm.name}",
@@ -96,19 +98,18 @@ def _finish(arm: Arm, devices: Devices, outputs: Sequence[Output], split: Sequen
         parity=None,
         libraries={},
         training=devices.source,
-        metrics=_metrics(heads, targets, outputs, devices, split),
+        metrics={name: dict(each.figures) for name, each in evidence.splits.items()},
         files={},
         inputs=inputs,
         reference=histograms(inputs, devices.rows, matrix),
     )
-    return write_bundle(folder, manifest, pipelines, matrix, partial(card, evidence=_evidence(heads, targets, outputs)))
+    return write_bundle(folder, manifest, pipelines, matrix, partial(pages, evidence=evidence))
 
 
 def cross_validate(arms: Sequence[Arm], devices: Devices, seed: int, progress: Progress) -> dict[str, list[Output]]:
     """Return out-of-fold outputs of each arm's heads for all devices; vocabularies and models are fitted inside the folds."""
-    strata = devices.female + 2 * devices.usage + 4 * _bands(devices)
     outputs: dict[str, list[Output]] = {}
-    for fold, (train_part, test_part) in enumerate(folds(strata, seed)):
+    for fold, (train_part, test_part) in enumerate(_folds(devices, seed)):
         inputs = declare([devices.rows[i] for i in train_part])
         matrix = Signature(inputs).parse_text(devices.names, devices.rows)
         for place, arm in enumerate(arms):
@@ -121,6 +122,10 @@ def cross_validate(arms: Sequence[Arm], devices: Devices, seed: int, progress: P
             for output, each in zip(whole, found, strict=True):
                 output[test_part] = each
     return outputs
+
+
+def _folds(devices: Devices, seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    return folds(devices.female + 2 * devices.usage + 4 * _bands(devices), seed)
 
 
 _BOOSTING = {"max_iter": 100, "learning_rate": 0.08, "max_leaf_nodes": 4, "min_samples_leaf": 50, "l2_regularization": 10.0}
@@ -136,7 +141,7 @@ ARMS = (
         "challenger",
         "Gradient boosting for gender and for three age bands",
         (_GENDER, _BAND),
-        {"gender": boosted(max_features=0.5, **_BOOSTING), "age": boosted(max_features=0.5, **_BOOSTING)},
+        {"gender": boosted(max_features=0.5, **_BOOSTING), "age": boosted(encode_all=True, max_features=0.5, **_BOOSTING)},
     ),
 )
 
@@ -173,23 +178,52 @@ def _fixed(head: Head, target: Target, output: Output, own: Output) -> Head:
     return head
 
 
-def _metrics(
-    heads: Sequence[Head], targets: Sequence[Target], outputs: Sequence[Output], devices: Devices, split: Sequence[Output]
-) -> dict[str, dict[str, int | float]]:
-    everybody = np.ones(len(devices.rows), dtype=bool)
+def _evidence(
+    heads: Sequence[Head], targets: Sequence[Target], outputs: Sequence[Output], given: Sequence[Output], devices: Devices
+) -> Evidence:
+    """Judge the heads by every split. `given` are the outputs for the given test part, the others are out-of-fold."""
+    gender, age = heads
+    women, ages = targets
+    assert not isinstance(age, BinaryHead)  # noqa: S101 - as both arms declare
+    fold = np.empty(len(devices.rows), dtype=np.intp)
+    for number, (_, inside) in enumerate(_folds(devices, devices.source.seed)):
+        fold[inside] = number
+
+    def fix(head: Head, target: Target, output: Output) -> Head:
+        return _fixed(head, target, output, output)
+
+    decisions = [crossfitted(*each, fold, fix) for each in zip(heads, targets, outputs, strict=True)]
+    rest = ~devices.test
+    on_given = [fix(h, t[rest], o[rest]).decisions(g) for h, t, o, g in zip(heads, targets, outputs, given, strict=True)]
+    true, width = true_bands(age, ages), len(age.labels)
     parts = {
-        "given_split_brand_and_model": devices.test,
-        "cross_validation_with_usage": devices.usage,
-        "cross_validation_without_usage": ~devices.usage,
-        "cross_validation": everybody,
+        "given_split_brand_and_model": (devices.test, "given split, brand and model only"),
+        "cross_validation_with_usage": (devices.usage, "5-fold, devices with usage events"),
+        "cross_validation_without_usage": (~devices.usage, "5-fold, devices without"),
+        "cross_validation": (np.ones(len(devices.rows), dtype=bool), "5-fold, all devices"),
     }
-    found: dict[str, dict[str, int | float]] = {name: {"customers": int(part.sum())} for name, part in parts.items()}
-    for head, target, output, tested in zip(heads, targets, outputs, split, strict=True):
-        for name, part in parts.items():
-            given = name.startswith("given")
-            base = _base(head, target[~devices.test] if given else target, int(part.sum()))
-            found[name].update(metrics(head, target[part], tested if given else output[part], base))
-    return found
+    splits = {}
+    for key, (part, name) in parts.items():
+        is_given = key.startswith("given")
+        said, decided = (given, on_given) if is_given else ([o[part] for o in outputs], [d[part] for d in decisions])
+        figures: dict[str, int | float] = {"customers": int(part.sum())}
+        for head, target, output, decision in zip(heads, targets, said, decided, strict=True):
+            base = _base(head, target[rest] if is_given else target, int(part.sum()))
+            figures |= metrics(head, target[part], output, base, decision)
+        splits[key] = split(name, figures, women[part], said[0], decided[0], true[part], decided[1], width)
+    groups = {
+        "age": np.array(age.labels)[true],
+        "gender": np.where(devices.female == 1, "F", "M"),
+        "brand, by frequency": tiers([row[0] for row in devices.rows]),
+        "usage events": np.where(devices.usage, "with", "without"),
+    }
+    naive = float((fix(age, ages, outputs[1]).decisions(outputs[1]) == true).mean())
+    return Evidence(
+        splits=splits,
+        segments=segments(groups, women, outputs[0], decisions[0], true, decisions[1], width),
+        optimism=naive - float((decisions[1] == true).mean()),
+        labels=age.labels,
+    )
 
 
 def _base(head: Head, target: Target, count: int) -> Output:
@@ -197,9 +231,3 @@ def _base(head: Head, target: Target, count: int) -> Output:
     if isinstance(head, MulticlassHead):
         return np.tile(np.bincount(target, minlength=len(head.labels)) / len(target), (count, 1))
     return np.full(count, target.mean())
-
-
-def _evidence(heads: Sequence[Head], targets: Sequence[Target], outputs: Sequence[Output]) -> Evidence:
-    (gender, age), (women, ages), (scores, bands) = heads, targets, outputs
-    assert isinstance(gender, BinaryHead) and not isinstance(age, BinaryHead)  # noqa: S101 - as both arms declare
-    return Evidence(decile_table(gender, women, scores), confusion(age, ages, bands))

@@ -22,6 +22,8 @@ GAP = 2e-5
 """An edge stands in a gap between scores that is at least this wide, so that rounding can't carry a crowd over it."""
 
 Target = NDArray[Any]
+Decile = tuple[int, int, float, float]
+"""A decile's number, customers, share of positives, and lift over everybody's share."""
 
 
 def folds(strata: NDArray[np.int64], seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -29,11 +31,11 @@ def folds(strata: NDArray[np.int64], seed: int) -> Iterator[tuple[NDArray[np.int
     yield from StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(strata, strata)
 
 
-def metrics(head: Head, target: Target, output: Output, base: Output) -> dict[str, int | float]:
+def metrics(head: Head, target: Target, output: Output, base: Output, decisions: NDArray[np.intp]) -> dict[str, int | float]:
     """Return the figures of one head on some customers, `<name>_<metric>`, to 6 digits.
 
     `target` is 1 for the positive class, the number, or the band's index; `base` is what a model without inputs would say
-    (the training mean or shares).
+    (the training mean or shares); `decisions` are the deciles or bands, by edges and weights chosen on other customers.
     """
     if isinstance(head, BinaryHead):
         found = {
@@ -45,14 +47,14 @@ def metrics(head: Head, target: Target, output: Output, base: Output) -> dict[st
         found = {
             "mean_absolute_error": mean_absolute_error(target, output),
             "base_mean_absolute_error": mean_absolute_error(target, base),
-            "band_accuracy": accuracy_score(_bands(head, target), head.decisions(output)),
+            "band_accuracy": accuracy_score(true_bands(head, target), decisions),
         }
     else:
         labels = list(range(len(head.labels)))
         found = {
             "log_loss": log_loss(target, output, labels=labels),
             "base_log_loss": log_loss(target, base, labels=labels),
-            "band_accuracy": accuracy_score(target, head.decisions(output)),
+            "band_accuracy": accuracy_score(target, decisions),
             "most_probable_band_accuracy": accuracy_score(target, output.argmax(axis=1)),
         }
     return {f"{head.name}_{name}": round(float(value), 6) for name, value in found.items()}
@@ -89,9 +91,8 @@ def band_weights(outputs: Output, target: Target, rounds: int = 200) -> list[flo
     return [round(float(weight), 4) for weight in best]
 
 
-def decile_table(head: BinaryHead, target: Target, output: Output) -> list[tuple[int, int, float, float]]:
+def decile_table(deciles: NDArray[np.intp], target: Target) -> list[Decile]:
     """Return for each decile its number, customers, share of positives and lift over all customers' share."""
-    deciles = head.decisions(output)
     share = target.mean()
     rows = []
     for decile in range(1, 11):
@@ -101,13 +102,13 @@ def decile_table(head: BinaryHead, target: Target, output: Output) -> list[tuple
     return rows
 
 
-def confusion(head: RegressionHead | MulticlassHead, target: Target, output: Output) -> NDArray[np.int64]:
-    """Return counts (true band, answered band)."""
-    true = _bands(head, target) if isinstance(head, RegressionHead) else target
-    counts = np.zeros((len(head.labels), len(head.labels)), dtype=np.int64)
-    np.add.at(counts, (true, head.decisions(output)), 1)
+def confusion(true: NDArray[np.intp], answered: NDArray[np.intp], width: int) -> NDArray[np.int64]:
+    """Return counts (true band, answered band), `width` × `width`."""
+    counts = np.zeros((width, width), dtype=np.int64)
+    np.add.at(counts, (true, answered), 1)
     return counts
 
 
-def _bands(head: RegressionHead, values: Target) -> NDArray[np.intp]:
-    return head.decisions(values.astype(np.float64))
+def true_bands(head: RegressionHead | MulticlassHead, target: Target) -> NDArray[np.intp]:
+    """Return the index of the band that each customer's target falls into."""
+    return head.decisions(target.astype(np.float64)) if isinstance(head, RegressionHead) else target

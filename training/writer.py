@@ -1,4 +1,4 @@
-"""Writing a bundle: the pipelines and their ONNX graph, the parity gate between them, the card, and `model.json` last.
+"""Writing a bundle: the pipelines and their ONNX graph, the parity gate between them, the pages for people, and `model.json` last.
 
 Invariant: a folder holds either a bundle that the real loader has just taken, or none: `model.json` goes first and comes last.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from training.conversion import to_onnx
 from training.parity import compare, reference_rows
 
 LIBRARIES = ("scikit-learn", "numpy", "joblib", "onnxruntime", "skl2onnx", "onnx")
-CARD = "README.md"
 
 Convert = Callable[[dict[str, Any], Sequence[Head], int], bytes]
 
@@ -35,14 +34,14 @@ def write_bundle(
     manifest: Manifest,
     pipelines: dict[str, Any],
     matrix: Matrix,
-    card: Callable[[Manifest], str],
+    pages: Callable[[Manifest], Mapping[str, str]],
     *,
     convert: Convert = to_onnx,
 ) -> Bundle:
     """Write a bundle and return it as loaded from the folder.
 
     `runtime`, `parity`, `libraries` and `files` of the manifest are filled in here: ONNX if the gate passes on rows drawn from
-    the encoded `matrix`, else scikit-learn without a graph. `card` makes the text of README.md from the manifest.
+    the encoded `matrix`, else scikit-learn without a graph. `pages` makes from the manifest what people read beside it, texts by file name.
     """
     files = {SKLEARN_MODEL: _pickled(pipelines)}
     graph = convert(pipelines, manifest.heads, matrix.shape[1])
@@ -62,7 +61,8 @@ def write_bundle(
         (folder / stale).unlink(missing_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / CARD).write_text(card(manifest), encoding="utf-8")
+    for name, text in pages(manifest).items():
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     return Bundle.load(folder)
 

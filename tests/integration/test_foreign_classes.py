@@ -7,6 +7,7 @@ import base64
 import contextlib
 import importlib.util
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.server import CONTENDER, Server
+from harness.server import CONTENDER, ROOT, Server
 from harness.units import WRAPPER
 from router.assignment import bucket
 from serving.errors import NodeFailed, ServingError
@@ -256,3 +257,17 @@ def test_a_class_that_can_t_be_loaded_is_told_by_name(
     with pytest.raises(ServingError, match=wanted) as told:
         component_class(path)
     assert path in str(told.value)
+
+
+def test_the_documented_example_answers_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/seldon.md").read_text(encoding="utf-8")
+    asked = re.search(r"-d '(\{.*\})' localhost", page)
+    said = re.search(r'^    (\{"data".*\})$', page, re.MULTILINE)
+    assert asked is not None
+    assert said is not None
+    server = Server(tmp_path)
+    server.cwd = ROOT / "docs/examples"
+    server.graph = server.cwd / "mean.yaml"
+    with serving(server):
+        answer = server.post(asked[1].encode())
+    assert json.loads(answer.body) == json.loads(said[1])

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from console import epochs
 from harness.server import ROOT, Server
 from harness.units import Executor, StockExecutor, Units
+from ledger.store import Store
 from router.assignment import bucket
+from router.epoch import ArmRange
 from serving.bundle import load_manifest
 from training.population import population
 
@@ -158,31 +161,49 @@ def test_a_node_tells_its_bundle_in_its_metadata(executor: Server) -> None:
         assert (described["platform"], described["versions"]) == ("contender", [digest_of(arm)])
 
 
-def test_a_dead_challenger_costs_its_customers_nothing_and_comes_back(units: Units, tmp_path: Path) -> None:
-    empty = tmp_path / "no bundles here"
-    empty.mkdir()
-    engine = Executor(tmp_path, units, cwd=empty)
-    rows = [row for row in ROWS if bucket("campaigns-1", row[0]) < 1000][:12]
+@pytest.fixture(scope="module")
+def apart(folder: Path, units: Units) -> Iterator[Server]:
+    """An engine without the bundles beside it: what it knows of them, its units have told."""
+    where = folder / "apart"
+    where.mkdir()
+    yield from running(Executor(where, units, "--experiment", where / "experiment.yaml", cwd=where))
+
+
+def test_a_dead_challenger_costs_its_customers_nothing_and_comes_back(units: Units, apart: Server) -> None:
+    rows = [row for row in ROWS if bucket("campaigns-1", row[0]) < SHARE][:12]
+    before = len(apart.exposures())
+    assert [row["arm"] for row in answers(apart, 1, rows)] == ["challenger"] * 12
+    units.kill("challenger")
     try:
-        engine.start()
-        assert [row["arm"] for row in answers(engine, 1, rows)] == ["challenger"] * 12
-        units.kill("challenger")
-        assert [row["arm"] for row in answers(engine, 1, rows)] == ["champion"] * 12
-        assert engine.get("/ready").status == 200
-        units.start("challenger")
-        end = time.monotonic() + 30
-        while answers(engine, 1, rows[:1])[0]["arm"] != "challenger":
-            assert time.monotonic() < end, "the challenger was not asked again"
-            time.sleep(0.1)
-        served = engine.exposures()
+        assert [row["arm"] for row in answers(apart, 1, rows)] == ["champion"] * 12
+        assert apart.get("/ready").status == 200
     finally:
-        engine.kill_group()
-    # Nothing was known of the bundles beforehand; the answers told.
+        units.start("challenger")
+    end = time.monotonic() + 30
+    while answers(apart, 1, rows[:1])[0]["arm"] != "challenger":
+        assert time.monotonic() < end, "the challenger was not asked again"
+        time.sleep(0.1)
+    served = apart.exposures()[before:]
     assert [(each["reason"], each["digest"]) for each in served[:12]] == [("hash", digest_of("challenger"))] * 12
-    fallen = [each["reason"] for each in served[12:24]]
-    assert fallen == ["fallback:error"] * 5 + ["fallback:open"] * 7
-    assert {each["digest"] for each in served[12:24]} == {digest_of("champion")}
+    fallen = served[12:24]
+    assert [each["reason"] for each in fallen] == ["fallback:error"] * 5 + ["fallback:open"] * 7
+    assert {each["digest"] for each in fallen} == {digest_of("champion")}
     assert all(each["assigned"] == "challenger" for each in served)
+
+
+def test_a_promotion_reaches_units_behind_http_by_their_digests(apart: Server) -> None:
+    store = Store.open(apart.home / "ledger.db")
+    try:
+        before = epochs.current(store, "campaigns")
+        promoted = {"champion": digest_of("challenger"), "arms": {"challenger": ArmRange(0, 0)}}
+        after = epochs.change(store, before, "promoted", **promoted)
+        apart.wait_epoch(after.epoch)
+        answer = apart.predict(NAMES, ROWS[:5])
+        assert (answer["meta"]["tags"]["arm"], answer["meta"]["tags"]["digest"]) == ("champion", digest_of("challenger"))
+        epochs.change(store, after, "undone", champion=before.champion, arms=before.arms)
+        apart.wait_epoch(after.epoch + 1)
+    finally:
+        store.close()
 
 
 def digest_of(arm: str) -> str:

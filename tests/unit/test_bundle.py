@@ -105,7 +105,7 @@ def manifest() -> Manifest:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "small"
     matrix = encoded()
-    write_bundle(folder, manifest(), fitted(matrix), matrix, lambda m: f"# {m.name}\n")
+    write_bundle(folder, manifest(), fitted(matrix), matrix, lambda m: {"README.md": f"# {m.name}\n"})
     return folder
 
 
@@ -236,7 +236,7 @@ def test_a_model_that_was_written_wrongly_is_refused_at_load(copy: Path, name: s
 
 def test_writing_again_leaves_no_stale_graph(copy: Path) -> None:
     matrix = encoded()
-    write_bundle(copy, manifest(), fitted(matrix), matrix, str, convert=broken)
+    write_bundle(copy, manifest(), fitted(matrix), matrix, lambda m: {}, convert=broken)
     assert sorted(path.name for path in copy.iterdir()) == ["README.md", "model.joblib", "model.json"]
 
 
@@ -247,7 +247,7 @@ def broken(pipelines: dict[str, Any], heads: Sequence[Head], width: int) -> byte
 
 def test_a_broken_conversion_is_refused_and_scikit_learn_serves(tmp_path: Path) -> None:
     matrix = encoded()
-    bundle = write_bundle(tmp_path, manifest(), fitted(matrix), matrix, str, convert=broken)
+    bundle = write_bundle(tmp_path, manifest(), fitted(matrix), matrix, lambda m: {}, convert=broken)
     parity = bundle.manifest.parity
     assert parity is not None
     assert not parity.passed
@@ -264,7 +264,7 @@ def test_the_gate_sees_a_conversion_that_is_wrong_only_about_missing_values(tmp_
         return to_onnx(other, heads, width)
 
     matrix = encoded()
-    parity = write_bundle(tmp_path, manifest(), fitted(matrix), matrix, str, convert=convert).manifest.parity
+    parity = write_bundle(tmp_path, manifest(), fitted(matrix), matrix, lambda m: {}, convert=convert).manifest.parity
     assert parity is not None
     assert not parity.passed
 

@@ -105,9 +105,12 @@ def running(variant: Variant, folder: Path) -> Iterator[Running]:
 
 @contextmanager
 def process(
-    command: Sequence[str | Path | int], log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path | int], log: Path, environment: Mapping[str, str] | None = None, *, grace: float = 30
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in the repository's root and in a group of its own; end the group afterwards."""
+    """Run a command in the repository's root and in a group of its own.
+
+    Afterwards it has `grace` seconds to end by itself; whatever is left of its group then is killed.
+    """
     with log.open("ab") as output:
         started = subprocess.Popen(
             [str(part) for part in command],
@@ -120,9 +123,10 @@ def process(
     try:
         yield started
     finally:
-        started.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(30)
+        if grace:
+            started.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
         started.wait()
@@ -268,7 +272,8 @@ def _units(
         command += ["--http-port", ports[name], "--metrics-port", free_port(), "--grpc-port", free_port()]
         command += ["--parameters", json.dumps(parameters)]
         own = {"CONTENDER_EPOCH_FILE": str(_epoch_file(folder))} if name == "router" else {}
-        unit = process(command, folder / f"{name}.log", {"PYTHONPATH": str(ROOT), **environment, **own})
+        # They keep nothing, and take their time to end.
+        unit = process(command, folder / f"{name}.log", {"PYTHONPATH": str(ROOT), **environment, **own}, grace=0)
         pids.append(stack.enter_context(unit).pid)
     return ports, pids
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -128,7 +129,13 @@ def _folds(devices: Devices, seed: int) -> Iterator[tuple[NDArray[np.intp], NDAr
     return folds(devices.female + 2 * devices.usage + 4 * _bands(devices), seed)
 
 
-_BOOSTING = {"max_iter": 100, "learning_rate": 0.08, "max_leaf_nodes": 4, "min_samples_leaf": 50, "l2_regularization": 10.0}
+_BOOSTING: dict[str, Any] = {
+    "max_iter": 100,
+    "learning_rate": 0.08,
+    "max_leaf_nodes": 4,
+    "min_samples_leaf": 50,
+    "l2_regularization": 10.0,
+}
 
 ARMS = (
     Arm(
@@ -141,7 +148,7 @@ ARMS = (
         "challenger",
         "Gradient boosting for gender and for three age bands",
         (_GENDER, _BAND),
-        {"gender": boosted(max_features=0.5, **_BOOSTING), "age": boosted(encode_all=True, max_features=0.5, **_BOOSTING)},
+        {"gender": boosted(max_features=0.5, **_BOOSTING), "age": boosted(encode="all", max_features=0.5, **_BOOSTING)},
     ),
 )
 
@@ -182,8 +189,7 @@ def _evidence(
     heads: Sequence[Head], targets: Sequence[Target], outputs: Sequence[Output], given: Sequence[Output], devices: Devices
 ) -> Evidence:
     """Judge the heads by every split. `given` are the outputs for the given test part, the others are out-of-fold."""
-    gender, age = heads
-    women, ages = targets
+    (_, age), (women, ages) = heads, targets
     assert not isinstance(age, BinaryHead)  # noqa: S101 - as both arms declare
     fold = np.empty(len(devices.rows), dtype=np.intp)
     for number, (_, inside) in enumerate(_folds(devices, devices.source.seed)):

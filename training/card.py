@@ -37,13 +37,13 @@ brands and models are served as unknown.
 ## How good it is
 
 {_metrics(evidence)}
-Every vocabulary, encoding and model was fitted inside the fold, and edges and weights that are judged were chosen on other folds.
-The base figures are those of a model without inputs. Calibration, every split and fairness by segment: [REPORT.md](REPORT.md), with
-plots [report.html](report.html).
+Every vocabulary, encoding and model was fitted inside the fold, and edges and weights that are judged were chosen on the others.
+The base figures are those of a model without inputs. Calibration, every split in full and fairness by segment are in
+[REPORT.md](REPORT.md), and with plots in [report.html](report.html).
 
 ### Score deciles
 
-Out-of-fold, all devices. The nine edges are the deciles of the out-of-fold scores, moved into the nearest gap between the
+Out-of-fold, all devices. The shipped nine edges are the deciles of the out-of-fold scores, moved into the nearest gap between the
 shipped model's own scores; many devices share one score, so the deciles aren't exactly equal.
 
 {markdown_table(("decile", "devices", "female", "lift"), deciles)}

@@ -1,7 +1,7 @@
 """What a model is worth, by split and by segment of customers: the tables behind the card and the report.
 
-Invariant: every figure is out of fold, and so is every edge and weight that a decision rests on: those of a fold are chosen on the
-other folds. No table has a group of fewer than MIN_SEGMENT customers, and none names a customer.
+Invariant: every figure is out of fold, and so is every edge and weight that a decision rests on: those of a fold are chosen on
+the other folds. No segment has fewer than MIN_SEGMENT customers, and nothing names one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Fix = Callable[[Head, Target, Output], Head]
 
 @dataclass(frozen=True)
 class Split:
-    """One way of judging: figures, calibration bins (customers, mean predicted, share seen), deciles, counts (true, answered)."""
+    """One way of judging: figures, calibration bins (customers, mean predicted, share seen), deciles, and bands as counts."""
 
     name: str
     figures: Mapping[str, int | float]
@@ -43,7 +43,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Segment:
-    """A group of customers: how it is scored, and what it is assigned. Bands as shares, true and answered. AUC None: one class."""
+    """A group of customers: how it is scored and what it is assigned. Bands are shares. The AUC of one class alone is None."""
 
     kind: str
     name: str
@@ -136,7 +136,7 @@ def segments(
 
 
 def tiers(values: Sequence[str]) -> NDArray[np.str_]:
-    """Return each value's tier by frequency: the most frequent values that together make half of all, the next 30 %, the rest."""
+    """Return each value's tier: the most frequent values that together make half of all, the next 30 %, the rest."""
     names, inverse, counts = np.unique(np.array(values), return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     before = np.empty(len(names))

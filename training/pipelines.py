@@ -7,7 +7,7 @@ single value; nothing here sees anything but the part of the data that it is fit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import clone
@@ -48,17 +48,17 @@ def linear(final: Any) -> Make:
     return make
 
 
-def boosted(*, encode_all: bool = False, **settings: Any) -> Make:
+def boosted(encode: Literal["present", "all"] = "present", **settings: Any) -> Make:
     """Return the maker of a gradient-boosting classifier over numbers as they are, missing ones included.
 
     A category that is always there (brand, model) becomes its customers' mean target, smoothed, and cross-fitted within the
     training part by scikit-learn's TargetEncoder. The others, with few values, stay codes in the order of their frequency,
-    unless `encode_all`.
+    unless `encode` is "all".
     """
 
     def make(inputs: Sequence[Input], matrix: Matrix, seed: int) -> Pipeline:
         present = [i for i in range(len(inputs)) if not np.isnan(matrix[:, i]).all()]
-        many = [i for i in present if inputs[i].type == "category" and (encode_all or not inputs[i].missing)]
+        many = [i for i in present if inputs[i].type == "category" and (encode == "all" or not inputs[i].missing)]
         encoder = TargetEncoder(cv=StratifiedKFold(ENCODER_FOLDS, shuffle=True, random_state=seed))
         rest = [i for i in present if i not in many]
         steps = [("encoded", encoder, many), *([("rest", "passthrough", rest)] if rest else [])]

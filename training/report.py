@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from serving.bundle import Manifest
 from serving.heads import MulticlassHead, RegressionHead
@@ -108,8 +107,8 @@ def _figures(evidence: Evidence) -> Iterator[Block]:
     ]
     yield Grid(head, rows)
     yield Text(
-        "Base figures are those of a model without inputs (the mean predictor, the bands' shares). The calibration error is the "
-        "mean distance between predicted and seen shares of women over ten bins."
+        "Base figures are those of a model without inputs (the mean predictor, the bands' shares). The calibration error is "
+        "the mean distance between predicted and seen shares of women over ten bins."
     )
 
 
@@ -157,8 +156,8 @@ def _youngest(manifest: Manifest, evidence: Evidence) -> str:
         if isinstance(head, MulticlassHead):
             weights = ", ".join(f"{weight:g} for {label}" for label, weight in zip(head.labels, head.weights, strict=True))
             return (
-                f"{told}The answered band has the greatest probability × weight ({weights}). Weights are chosen so that each band "
-                "is answered about as often as it is true; for this report they were chosen on four folds and applied to the "
+                f"{told}The answered band has the greatest probability × weight ({weights}). Weights are chosen so that each "
+                "band is answered about as often as it is true; for this report they were chosen on four folds and applied to the "
                 f"fifth. Judging them where they were chosen would change the accuracy by {evidence.optimism:+.4f}."
             )
     return (

@@ -1,4 +1,4 @@
-"""Writing a bundle: the pipelines and their ONNX graph, the parity gate between them, the pages for people, and `model.json` last.
+"""Writing a bundle: the pipelines and their ONNX graph, the parity gate, the pages for people, and `model.json` last.
 
 Invariant: a folder holds either a bundle that the real loader has just taken, or none: `model.json` goes first and comes last.
 """
@@ -41,7 +41,8 @@ def write_bundle(
     """Write a bundle and return it as loaded from the folder.
 
     `runtime`, `parity`, `libraries` and `files` of the manifest are filled in here: ONNX if the gate passes on rows drawn from
-    the encoded `matrix`, else scikit-learn without a graph. `pages` makes from the manifest what people read beside it, texts by file name.
+    the encoded `matrix`, else scikit-learn without a graph. `pages` makes from the manifest what people read beside it, texts by
+    file name.
     """
     files = {SKLEARN_MODEL: _pickled(pipelines)}
     graph = convert(pipelines, manifest.heads, matrix.shape[1])

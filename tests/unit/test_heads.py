@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.heads import BinaryHead, Head, MulticlassHead, RegressionHead
-from training.evaluation import GAP, band_weights, confusion, decile_edges, decile_table, metrics
+from training.evaluation import GAP, band_weights, confusion, decile_edges, decile_table, metrics, true_bands
 
 BANDS = ["<=24", "<=32", ">32"]
 EDGES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
@@ -130,10 +130,11 @@ def test_weights_answer_each_band_about_as_often_as_it_is_true() -> None:
 def test_figures_on_a_case_worked_by_hand() -> None:
     target = np.array([1, 0, 1, 0])
     output = np.array([0.95, 0.85, 0.05, 0.01])
-    found = metrics(gender(), target, output, np.full(4, 0.5))
+    found = metrics(gender(), target, output, np.full(4, 0.5), gender().decisions(output))
     assert found["gender_roc_auc"] == 0.75  # of four pairs, the positive leads in three
     assert found["gender_base_log_loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert decile_table(gender(), target, output)[0] == (1, 1, 1.0, 2.0)
-    years = metrics(age(), np.array([20.0, 40.0]), np.array([30.0, 36.0]), np.array([30.0, 30.0]))
+    assert decile_table(gender().decisions(output), target)[0] == (1, 1, 1.0, 2.0)
+    real, guessed = np.array([20.0, 40.0]), np.array([30.0, 36.0])
+    years = metrics(age(), real, guessed, np.array([30.0, 30.0]), age().decisions(guessed))
     assert years == {"age_mean_absolute_error": 7.0, "age_base_mean_absolute_error": 10.0, "age_band_accuracy": 0.5}
-    assert confusion(age(), np.array([20.0, 40.0]), np.array([30.0, 36.0])).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert confusion(true_bands(age(), real), age().decisions(guessed), 3).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1]]

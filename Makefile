@@ -14,7 +14,7 @@ WORKERS ?= 1
 UNITS := .venv-units
 UNITS_STAMP := $(UNITS)/.installed
 
-.PHONY: help env units run test lint lock clean
+.PHONY: help env units run test lint soak lock clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -63,6 +63,10 @@ lint: env ## Check format, lint, types, import contracts, manifests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/contender lint manifests/base/*.yaml
+
+MINUTES ?= 30
+soak: env ## Steady load for MINUTES=30, then exact counters and flat memory
+	@$(BIN)/python bench/soak.py --minutes $(MINUTES)
 
 # A lock holds hashes and no registry's name; it is made for Linux with python 3.11 and serves 3.12 as well.
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --generate-hashes \

@@ -226,7 +226,7 @@ def predict(
     if resume and (out is None or name == "-"):
         raise CommandError("--resume needs --devices FILE and --out FILE; a pipe can't be taken up again")
     # A batch's lists live as long as the batch: looking through them for cycles every 700 of them costs a sixth of the time.
-    gc.set_threshold(200_000, *gc.get_threshold()[1:])
+    gc.set_threshold(50_000, *gc.get_threshold()[1:])
     scorer = Scorer(graph, home, keep_inputs=inputs if record else False)
     with closing(scorer), closing(DeviceFile(name, scorer.key)) as devices, _recording(scorer, home, record=record) as append:
         if out is None:

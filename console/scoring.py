@@ -66,7 +66,11 @@ class Scorer:
     def score(self, table: Table) -> Scored:
         """Return the answer to each row, in order. Raises BadRequest."""
         self._lines.clear()
-        message = self._loop.run_until_complete(self._service.engine.predict(Message.of(table), Call()))
+        call = Call()
+        message = self._loop.run_until_complete(self._service.engine.predict(Message.of(table), call))
+        # Finishers know the call that knows them: taken apart here, or batches would wait for the collector of cycles.
+        call.finishers.clear()
+        call.followers.clear()
         return Scored(message.table(), b"\n".join(self._lines))
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from serving.bundle import Manifest, Training
 from serving.heads import BinaryHead, MulticlassHead, RegressionHead
+from training.devices import MIN_CUSTOMERS
+from training.evaluation import Decile
 from training.evidence import Evidence
 
 
@@ -17,7 +19,7 @@ def card(manifest: Manifest, evidence: Evidence) -> str:
     """Return the card as Markdown."""
     source = manifest.training
     whole = evidence.splits["cross_validation"]
-    deciles = [(decile, f"{count:,}", f"{share:.1%}", f"{lift:.2f}") for decile, count, share, lift in whole.deciles]
+    deciles = [decile_row(each) for each in whole.deciles]
     return f"""# {manifest.name}
 
 {manifest.model}, fitted on {source.rows["devices"]:,} devices, of which
@@ -37,14 +39,14 @@ brands and models are served as unknown.
 ## How good it is
 
 {_metrics(evidence)}
-Every vocabulary, encoding and model was fitted inside the fold, and edges and weights that are judged were chosen on the others.
-The base figures are those of a model without inputs. Calibration, every split in full and fairness by segment are in
+Every vocabulary, encoding and model was fitted inside the fold, and edges and weights that are judged were chosen on
+the others. The base figures are those of a model without inputs. Calibration, every split in full and fairness by segment:
 [REPORT.md](REPORT.md), and with plots in [report.html](report.html).
 
 ### Score deciles
 
-Out-of-fold, all devices. The shipped nine edges are the deciles of the out-of-fold scores, moved into the nearest gap between the
-shipped model's own scores; many devices share one score, so the deciles aren't exactly equal.
+Out-of-fold, all devices. The nine shipped edges are the deciles of the out-of-fold scores, moved into the nearest gap between
+the shipped model's own scores; many devices share one score, so the deciles aren't exactly equal.
 
 {markdown_table(("decile", "devices", "female", "lift"), deciles)}
 ### Age bands
@@ -72,6 +74,18 @@ Out-of-fold, all devices; rows are the true band, columns the answered one.
 """
 
 
+def count_text(count: int) -> str:
+    """Return a count of devices; a small one is not told, since it might point at somebody."""
+    return f"{count:,}" if count == 0 or count >= MIN_CUSTOMERS else f"<{MIN_CUSTOMERS}"
+
+
+def decile_row(row: Decile) -> list[str]:
+    """Return a decile's number, devices, share of women and lift as text, without the shares of few devices."""
+    decile, count, share, lift = row
+    told = [f"{share:.1%}", f"{lift:.2f}"] if count >= MIN_CUSTOMERS else ["–", "–"]
+    return [str(decile), count_text(count), *told]
+
+
 def _age(manifest: Manifest) -> str:
     if any(isinstance(head, RegressionHead) for head in manifest.heads):
         return "its owner's age in years with the band that it falls into"
@@ -96,7 +110,7 @@ def _metrics(evidence: Evidence) -> str:
 def _bands(manifest: Manifest, evidence: Evidence) -> str:
     head = next(head for head in manifest.heads if not isinstance(head, BinaryHead))
     rows = [
-        (label, *(f"{count:,}" for count in counts), f"{counts[i] / max(counts.sum(), 1):.1%}")
+        (label, *(count_text(count) for count in counts.tolist()), f"{counts[i] / max(counts.sum(), 1):.1%}")
         for i, (label, counts) in enumerate(zip(head.labels, evidence.splits["cross_validation"].bands, strict=True))
     ]
     return markdown_table(("true band", *head.labels, "found"), rows)

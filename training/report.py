@@ -12,7 +12,8 @@ from html import escape
 from serving.bundle import Manifest
 from serving.heads import MulticlassHead, RegressionHead
 from training import plots
-from training.card import card, markdown_table
+from training.card import card, count_text, decile_row, markdown_table
+from training.devices import MIN_CUSTOMERS
 from training.evidence import MIN_SEGMENT, Evidence, Segment, Split
 
 REPORT, PAGE = "REPORT.md", "report.html"
@@ -22,7 +23,7 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e8ebed;--soft:#a3adb4;--rule:#3a4349;--paper:#15191c;--tone:#1f2529}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
-main{max-width:70rem;margin:0 auto;padding:1.5rem 1rem 4rem}
+main{max-width:78rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.7rem;margin:.2rem 0;border-left:.4rem solid var(--arm);padding-left:.7rem}
 h2{font-size:1.25rem;margin:2.4rem 0 .3rem}h3{font-size:1rem;margin:1rem 0 .4rem}
 p{max-width:46rem;margin:.5rem 0}.soft{color:var(--soft)}
@@ -121,13 +122,11 @@ def _split(each: Split, labels: Sequence[str], colour: str) -> Iterator[Block]:
         [[str(i), f"{n:,}", f"{p:.1%}", f"{s:.1%}"] for i, (n, p, s) in enumerate(each.bins, 1)],
     )
     yield Heading(3, "Deciles of the gender score")
-    yield Plot(plots.lift(each.deciles, colour))
-    yield Grid(
-        ["decile", "devices", "female", "lift"], [[str(d), f"{n:,}", f"{s:.1%}", f"{v:.2f}"] for d, n, s, v in each.deciles]
-    )
+    yield Plot(plots.lift([row for row in each.deciles if row[1] >= MIN_CUSTOMERS], colour))
+    yield Grid(["decile", "devices", "female", "lift"], [decile_row(row) for row in each.deciles])
     yield Heading(3, "Age bands: rows are true, columns answered")
     rows = [
-        [label, *(f"{count:,}" for count in counts), f"{counts[i] / max(counts.sum(), 1):.1%}"]
+        [label, *(count_text(count) for count in counts.tolist()), f"{counts[i] / max(counts.sum(), 1):.1%}"]
         for i, (label, counts) in enumerate(zip(labels, each.bands, strict=True))
     ]
     total = each.bands.sum()
@@ -157,8 +156,8 @@ def _youngest(manifest: Manifest, evidence: Evidence) -> str:
             weights = ", ".join(f"{weight:g} for {label}" for label, weight in zip(head.labels, head.weights, strict=True))
             return (
                 f"{told}The answered band has the greatest probability × weight ({weights}). Weights are chosen so that each "
-                "band is answered about as often as it is true; for this report they were chosen on four folds and applied to the "
-                f"fifth. Judging them where they were chosen would change the accuracy by {evidence.optimism:+.4f}."
+                "band is answered about as often as it is true; for this report they were chosen on four folds and applied to "
+                f"the fifth. Judging them where they were chosen would change the accuracy by {evidence.optimism:+.4f}."
             )
     return (
         f"{told}A regression draws everybody towards the mean, and its bands are cut from the unrounded age, so it hardly ever "

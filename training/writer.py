@@ -41,8 +41,8 @@ def write_bundle(
     """Write a bundle and return it as loaded from the folder.
 
     `runtime`, `parity`, `libraries` and `files` of the manifest are filled in here: ONNX if the gate passes on rows drawn from
-    the encoded `matrix`, else scikit-learn without a graph. `pages` makes from the manifest what people read beside it, texts by
-    file name.
+    the encoded `matrix`, else scikit-learn without a graph. `pages` makes from the manifest what people read beside it, texts
+    by file name.
     """
     files = {SKLEARN_MODEL: _pickled(pipelines)}
     graph = convert(pipelines, manifest.heads, matrix.shape[1])

@@ -136,7 +136,7 @@ class Server:
     def exposures(self) -> list[dict[str, Any]]:
         done = self.contender("exposures", "--format", "jsonl")
         assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        return [json.loads(line) for line in done.stdout.split("\n") if line]
 
     def epoch(self) -> int:
         """Return the epoch in use at every worker, by metric."""

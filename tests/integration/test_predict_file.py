@@ -158,7 +158,7 @@ def test_an_old_journal_is_not_taken_for_a_new_part(tmp_path: Path) -> None:
 
 def test_a_full_spool_is_waited_for_and_then_refused(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=100)
-    patient = Exposures(spool, patience=0)
+    patient = Exposures(spool, patience=0.01)
     patient.append(b"x" * 90)
     with pytest.raises(SpoolFull):
         patient.append(b"y" * 90)
@@ -206,9 +206,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 @WITH_PARQUET
 @pytest.mark.parametrize("whole_keys", [True, False])
 def test_parquet_says_what_csv_says(devices: Path, whole: bytes, tmp_path: Path, whole_keys: bool) -> None:
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-    from pyarrow import parquet
+    pa, arrow_csv, parquet = (importlib.import_module(f"pyarrow{each}") for each in ("", ".csv", ".parquet"))
 
     kinds: dict[str, Any] = {"device_id": pa.int64() if whole_keys else pa.string()}
     kinds |= {name: pa.string() for name in ("phone_brand", "device_model", "popular_category", "popular_day", "geo_cluster")}
@@ -229,8 +227,7 @@ def test_parquet_says_what_csv_says(devices: Path, whole: bytes, tmp_path: Path,
 
 @WITH_PARQUET
 def test_a_key_that_is_a_float_in_parquet_is_refused(tmp_path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
+    pa, parquet = (importlib.import_module(f"pyarrow{each}") for each in ("", ".parquet"))
 
     table = pa.table({"device_id": [1.0], "phone_brand": ["a"], "device_model": ["b"]})
     parquet.write_table(table, tmp_path / "devices.parquet")

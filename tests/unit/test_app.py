@@ -226,7 +226,7 @@ def test_the_observer_is_told_routes_never_what_a_client_made_up() -> None:
         ("//xyz", "GET"),
     ):
         ask(service, path, method)
-    assert log.told == [(PREDICT, 200), (PREDICT, 405), ("/api/v1.0/status/{node}", 500), ("other", 404), ("other", 301)]
+    assert log.told == [(PREDICT, 200), (PREDICT, 405), ("/api/v1.0/status/{node}", 404), ("other", 404), ("other", 301)]
 
 
 def test_metrics_are_under_the_path_asked_for() -> None:

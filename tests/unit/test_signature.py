@@ -56,9 +56,18 @@ def code(name: str, value: Any) -> float:
     return float(source.categories.index(text)) if text in source.categories else UNKNOWN
 
 
+def fits(value: float) -> bool:
+    """Tell whether a number is finite as float32, which the models take."""
+    try:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.float32(value)))
+    except OverflowError:
+        return False
+
+
 def is_valid(name: str, value: Any) -> bool:
     """The rules of INPUTS, value by value."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and -3.4e38 < value < 3.4e38
+    number = isinstance(value, int | float) and not isinstance(value, bool) and fits(value)
     match name:
         case "brand":
             return isinstance(value, str) and value != ""
@@ -67,7 +76,8 @@ def is_valid(name: str, value: Any) -> bool:
         case "lat":
             return value is None or (number and -90 <= value <= 90)
         case "app":
-            return value is None or isinstance(value, str) or (number and value == int(value))
+            whole = type(value) is int or (type(value) is float and value.is_integer())
+            return value is None or isinstance(value, str) or whole
         case "day":
             return value in (None, "", "Monday", "Tuesday")
         case _:

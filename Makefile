@@ -14,7 +14,7 @@ WORKERS ?= 1
 UNITS := .venv-units
 UNITS_STAMP := $(UNITS)/.installed
 
-.PHONY: help env units run test lint soak lock clean
+.PHONY: help env units run test lint bench soak lock clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -63,6 +63,10 @@ lint: env ## Check format, lint, types, import contracts, manifests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/contender lint manifests/base/*.yaml
+
+bench: env units ## Measure every way to serve, side by side (needs wrk; ARGS=--quick for two minutes)
+	@command -v wrk >/dev/null || { echo "wrk is needed: apt-get install wrk" >&2; exit 1; }
+	@$(BIN)/python -m bench $(ARGS)
 
 MINUTES ?= 30
 soak: env ## Steady load for MINUTES=30, then exact counters and flat memory

@@ -1,7 +1,7 @@
 """`python -m bench.batch`: `contender predict` beside the script that one would write instead, on the same file, in one run.
 
-The script is this module's `script`: pandas reads the whole file, the two arms' pipelines say `predict` and `predict_proba`, and
-each device keeps its arm's answer. It records nothing and can't be resumed.
+The script is this module's `script`: pandas reads the whole file, the two arms' pipelines answer by `predict_proba`, and each
+device keeps its arm's answer. It records nothing and can't be resumed.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def script(source: str, target: str) -> None:
     ]
     chosen = np.array(buckets) < 1000
     answers = pd.DataFrame({"device_id": frame["device_id"], "arm": np.where(chosen, "challenger", "champion")})
+    answers["gender_score"], answers["gender_decile"], answers["age"], answers["age_band"] = np.nan, 0, np.nan, ""
     for arm, rows in (("champion", ~chosen), ("challenger", chosen)):
         manifest, pipelines = described[arm], joblib.load(MODELS / arm / "campaigns/model.joblib")
         part = frame.loc[rows]
@@ -65,17 +66,17 @@ def script(source: str, target: str) -> None:
         matrix = pd.DataFrame(columns).to_numpy(np.float32)
         gender, age = manifest["heads"]
         scores = pipelines["gender"].predict_proba(matrix)[:, 1]
-        answers.loc[rows, "gender_score"] = scores
+        answers.loc[rows, "gender_score"] = scores.astype(float)
         answers.loc[rows, "gender_decile"] = 10 - np.searchsorted(np.array(gender["edges"][::-1]), scores, side="right")
         if "weights" in age:
             bands = (pipelines["age"].predict_proba(matrix) * age["weights"]).argmax(axis=1)
         else:
             years = pipelines["age"].predict(matrix)
-            answers.loc[rows, "age"] = years
+            answers.loc[rows, "age"] = years.astype(float)
             bands = np.searchsorted(age["edges"], years, side="left")
         answers.loc[rows, "age_band"] = np.array(age["labels"], dtype=object)[bands]
-    answers["gender"] = np.select([answers["gender_decile"] <= 3, answers["gender_decile"] >= 8], ["F", "M"], "")
-    campaigns = answers["gender"].map({"F": "1,2,", "M": "3,", "": ""}) + answers["age_band"].map(
+    answers["gender"] = np.select([answers["gender_decile"] <= 3, answers["gender_decile"] >= 8], ["female", "male"], "")
+    campaigns = answers["gender"].map({"female": "1,2,", "male": "3,", "": ""}) + answers["age_band"].map(
         {"<=24": "4", "<=32": "5", ">32": "6"}
     )
     answers.assign(campaigns=campaigns).to_csv(target, index=False)

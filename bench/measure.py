@@ -46,10 +46,10 @@ class Cell(msgspec.Struct, kw_only=True):
 def measure(variant: str, running: Running, requests: Requests, *, rows: int, concurrency: int, seconds: float) -> Cell:
     """Run one cell."""
     requests.run(running.port, rows, concurrency, WARM_UP_SECONDS)
-    settle(running)
-    recorded = count(running)
     processes = [pid for root in running.roots for pid in machine.tree(root)]
     _rest(processes)
+    settle(running)
+    recorded = count(running)
     ships = [] if running.supervisor is None else [running.supervisor]
     before, shipping_before = machine.cpu(processes), machine.cpu(ships)
     load = requests.run(running.port, rows, concurrency, seconds)

@@ -28,6 +28,7 @@ class DeviceFile:
         self.path = None if name == "-" else Path(name)
         self._key = key
         self._file: IO[str] | None = None
+        self._rows: int | None = None
         try:
             if self.path is None:
                 self._file = sys.stdin
@@ -51,7 +52,9 @@ class DeviceFile:
         if self.path is None or not self._size:
             return None
         if self._file is None:
-            return int(_pyarrow("parquet", self.path).read_metadata(self.path).num_rows)
+            if self._rows is None:
+                self._rows = int(_pyarrow("parquet", self.path).read_metadata(self.path).num_rows)
+            return self._rows
         read: int = getattr(self._file, "buffer").tell()  # noqa: B009 - IO[str] doesn't promise it, an open file has it
         return max(done, round(done * self._size / max(read, 1)))
 
@@ -100,7 +103,7 @@ def read_parquet(path: Path, key: str, batch: int, skip: int = 0) -> Iterator[Ta
     parquet = _pyarrow("parquet", path)
     lib = _pyarrow("lib", path)
     try:
-        with closing(parquet.ParquetFile(path)) as file:
+        with closing(parquet.ParquetFile(path, pre_buffer=False)) as file:
             names = list(file.schema_arrow.names)
             for field in file.schema_arrow:
                 _check_type(field, key, path)

@@ -38,6 +38,7 @@ class Splitter:
         self._propensity = {name: epoch.share(name) / BUCKETS for name in (CHAMPION, *epoch.arms)}
         self._held_out = None if epoch.holdout is None else bucketing(epoch.holdout.salt)
         self._held_out_below = 0 if epoch.holdout is None else epoch.holdout.stop
+        self._hashed: dict[int, Assignment] = {}
 
     def assign(self, keys: Sequence[str | None]) -> list[Assignment]:
         """Return the assignment of each canonical key, in order."""
@@ -57,9 +58,12 @@ class Splitter:
                 return Assignment(pinned, PIN, place, 1.0)
         if self._held_out is not None and self._held_out(key) < self._held_out_below:
             return Assignment(CHAMPION, HOLDOUT, place, 1.0)
-        arm = CHAMPION
-        for start, stop, name in self._ranges:
-            if start <= place < stop:
-                arm = name
-                break
+        found = self._hashed.get(place)
+        if found is None:
+            found = self._hashed[place] = self._by_hash(place)
+        return found
+
+    def _by_hash(self, place: int) -> Assignment:
+        """Return what the hash rule says of a bucket; made once a bucket, of which there are 10,000."""
+        arm = next((name for start, stop, name in self._ranges if start <= place < stop), CHAMPION)
         return Assignment(arm, HASH, place, self._propensity[arm])

@@ -47,15 +47,15 @@ class Model(_Unit):
 
     def check(self, table: Table) -> None:
         """Validate all rows and keep their feature matrix in the table's cache. Raises BadRequest naming field and row."""
-        bundle = self.bundle
-        if bundle not in table.cache:
-            encode = bundle.signature.parse_text if table.text else bundle.signature.encode
-            table.cache[bundle] = encode(table.names, table.rows, ignore=bundle.key)
+        signature, key = self.bundle.signature, self.bundle.key
+        if (signature, key) not in table.cache:
+            encode = signature.parse_text if table.text else signature.encode
+            table.cache[signature, key] = encode(table.names, table.rows, ignore=key)
 
     def answer(self, table: Table) -> Table:
         """Return the key and the answer columns of each row, in order. Raises BadRequest."""
         self.check(table)
-        columns = self.bundle.answer(table.cache[self.bundle])
+        columns = self.bundle.answer(table.cache[self.bundle.signature, self.bundle.key])
         keys = table.column(self.bundle.key) or [None] * table.count
         return Table([self.bundle.key, *columns], columns=[keys, *columns.values()])
 

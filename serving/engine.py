@@ -65,7 +65,6 @@ class Engine:
             return _finished(await self._walk(message, call), call)
         except AnswerAgain:
             call.routing.clear()
-            call.finishers.clear()
             return _finished(await self._walk(message, call), call)
 
     async def _walk(self, message: Message, call: Call) -> Message:
@@ -119,7 +118,9 @@ class Engine:
 
 
 def _finished(answer: Message, call: Call) -> Message:
-    for finish in call.finishers:
+    # Taken off the call, which they refer to: such a ring would keep the whole request until the garbage collector runs.
+    finishers, call.finishers = call.finishers, []
+    for finish in finishers:
         answer = finish(answer)
     return answer
 

@@ -47,7 +47,7 @@ class Message:
     def body(self) -> bytes:
         if self._body is None:
             table = self.table()
-            data = {"names": table.names, "ndarray": table.rows}
+            data = {"names": table.names, "ndarray": table.lines}
             # OPT_NON_STR_KEYS stays off: a key that is no string is a fault of ours and must show.
             self._body = orjson.dumps({"data": data, "meta": self.meta}, option=orjson.OPT_SERIALIZE_NUMPY)
         return self._body

@@ -58,9 +58,11 @@ class Routed:
     table: Table
     keys: list[str | None]
     epoch: Epoch | None
-    assigned: list[Assignment]
+    buckets: list[int | None]
+    assigned: list[str]
     served: list[str]
     reasons: list[str]
+    propensities: list[float]
     digests: list[str]
     parts: list[tuple[int, list[int], Answer]]
     """The child's index, the rows it answered, and its answer."""
@@ -130,6 +132,7 @@ class RowRouter:
             assigned = [WITHOUT_EPOCH] * table.count
         else:
             assigned = splitter.assign(keys)
+        arms, reasons, buckets, propensities = map(list, zip(*assigned, strict=True))
         routed = Routed(
             started=started,
             puid=puid,
@@ -137,9 +140,11 @@ class RowRouter:
             table=table,
             keys=keys,
             epoch=None if splitter is None else splitter.epoch,
-            assigned=assigned,
-            served=[each.arm for each in assigned],
-            reasons=[each.reason for each in assigned],
+            buckets=buckets,
+            assigned=arms,
+            served=arms.copy(),
+            reasons=reasons,
+            propensities=propensities,
             digests=[""] * table.count,
             parts=[],
         )
@@ -266,11 +271,11 @@ class RowRouter:
             epoch=epoch.epoch if epoch else 0,
             latency_ms=round((time.perf_counter() - routed.started) * 1000, 3),
             customers=routed.keys,
-            buckets=[each.bucket for each in routed.assigned],
-            assigned=[each.arm for each in routed.assigned],
+            buckets=routed.buckets,
+            assigned=routed.assigned,
             served=routed.served,
             reasons=routed.reasons,
-            propensities=[each.propensity for each in routed.assigned],
+            propensities=routed.propensities,
             digests=routed.digests,
             scores=scores,
             decision={
@@ -318,4 +323,6 @@ def _inputs(table: Table, key: str) -> Inputs:
     if key not in names:
         return {"names": names, "rows": table.rows}
     at = names.index(key)
+    if at == 0:
+        return {"names": names[1:], "rows": [row[1:] for row in table.rows]}
     return {"names": names[:at] + names[at + 1 :], "rows": [row[:at] + row[at + 1 :] for row in table.rows]}

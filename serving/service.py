@@ -190,6 +190,12 @@ class Service:
         folder = Path(str(unit.parameter_values.get("bundle", "")))
         return load_manifest(folder) if (folder / MANIFEST).exists() else None
 
+    def _share_signature(self, model: Model) -> None:
+        """Let bundles that declare the same inputs encode a request's rows once, by one signature."""
+        for other in self._models.values():
+            if other.bundle.signature.inputs == model.bundle.signature.inputs:
+                model.bundle.signature = other.bundle.signature
+
     def _count_campaigns(self) -> None:
         """Have campaigns counted by the ids of the rules in use."""
         self._metrics.campaigns_in_use(each.id for node in self._rules for each in node.rules.decider.rules.campaigns)
@@ -213,6 +219,7 @@ class Service:
             return SeldonNode(unit.name, component, self._metrics, image=image)
         tags = None
         if isinstance(component, Model):
+            self._share_signature(component)
             self._models[unit.name] = component
             tags = {"digest": component.digest}
         if isinstance(component, Campaigns):

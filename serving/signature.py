@@ -27,6 +27,7 @@ Matrix = NDArray[np.float32]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _MAX_PLANS = 256
+_FEW_ROWS = 8  # beyond some ten rows numpy is the faster way
 _NOTHING = type(None)
 _REFUSED = float("nan")  # what a lookup gives for a value that is not allowed
 
@@ -120,7 +121,7 @@ class _Plan:
         self.numbers = [place for i, place in present if inputs[i].type != "category"]
         self.texts = [place for i, place in present if inputs[i].type == "category" and not inputs[i].numeric_ids]
         self.ids = [place for i, place in present if inputs[i].numeric_ids]
-        self.integers = [place for i, place in present if inputs[i].type == "integer"]
+        self.integers = [row for row, (i, _) in enumerate(present) if inputs[i].type == "integer"]
         low, high = zip(*(_bounds(inputs[i]) for i, _ in present), strict=True) if present else ((), ())
         self.low = np.array(low, dtype=np.float64)[:, None]
         self.high = np.array(high, dtype=np.float64)[:, None]
@@ -128,6 +129,11 @@ class _Plan:
         absent = [MISSING if each.type == "category" else _REFUSED for each in inputs]
         self.slots = [i for i, _ in present]
         self.absent = None if len(present) == len(inputs) else np.array(absent, dtype=np.float32)
+        self.template = absent
+        self.cells = [
+            (i, place, lookups[i], inputs[i].numeric_ids, *_bounds(inputs[i]), inputs[i].type == "integer", inputs[i].missing)
+            for i, place in present
+        ]
 
 
 class Signature:
@@ -148,6 +154,8 @@ class Signature:
         plan = self._plan(names, ignore)
         if set(map(len, rows)) - {plan.width}:
             _refuse_ragged(rows, names)
+        if 0 < len(rows) <= _FEW_ROWS and (coded := [_cells(plan, row) for row in rows]) and None not in coded:
+            return np.array(coded, dtype=np.float64).astype(np.float32)
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * plan.width
         for place in plan.ids:
             columns[place] = [int(v) if type(v) is float and v.is_integer() else v for v in columns[place]]
@@ -204,7 +212,7 @@ class Signature:
             self._explain(names, columns)
         if missing and plan.required and np.isnan(cells[plan.required]).any():
             self._explain(names, columns)
-        if float in kinds and any(type(v) is float and v % 1 > 0 for place in plan.integers for v in columns[place]):
+        if float in kinds and plan.integers and (cells[plan.integers] % 1 > 0).any():
             self._explain(names, columns)
         if plan.absent is None:
             return cells.T.astype(np.float32, order="C")
@@ -235,6 +243,30 @@ class Signature:
         for each in self.inputs:
             if not each.missing and each.name not in names:
                 raise BadRequest(f"field {each.name!r} is missing; {each.expected()} is expected in every row")
+
+
+def _cells(plan: _Plan, row: Sequence[Any]) -> list[float] | None:
+    """Return one row's cells, or None in any doubt: the way for a few rows, where numpy's overhead would be all the work."""
+    cells = plan.template.copy()
+    for slot, place, lookup, numeric_ids, low, high, integer, missing in plan.cells:
+        value = row[place]
+        kind = type(value)
+        if lookup is not None:
+            if numeric_ids and kind is float and value.is_integer():
+                value, kind = int(value), int
+            if kind is not str and value is not None and not (numeric_ids and kind is int):
+                return None
+            value = lookup[value]
+            if value != value:  # noqa: PLR0124 - NaN, a lookup's refusal
+                return None
+        elif value is None:
+            if not missing:
+                return None
+            value = math.nan
+        elif (kind is not int and kind is not float) or not low <= value <= high or (integer and value % 1):
+            return None
+        cells[slot] = value
+    return cells
 
 
 def _bounds(source: Input) -> tuple[float, float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -16,6 +18,7 @@ from serving.heads import MulticlassHead
 from training.campaigns import ARMS, cross_validate, train
 from training.devices import INPUTS, WEEKDAYS, declare, read_devices
 from training.errors import TrainingError
+from training.evidence import crossfitted, segments, tiers
 from training.population import population
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -72,8 +75,51 @@ def test_training_twice_writes_the_same_bytes(trained: Any, data: Path, tmp_path
         assert again[arm].manifest.metrics == bundle.manifest.metrics
         assert again[arm].digest == bundle.digest
         folder = Path(arm) / "campaigns"
-        for name in ("README.md", "model.joblib", "model.json", "model.onnx"):
+        for name in ("README.md", "REPORT.md", "report.html", "model.joblib", "model.json", "model.onnx"):
             assert (tmp_path / folder / name).read_bytes() == (out / folder / name).read_bytes()
+
+
+def test_the_report_stands_alone_and_points_at_nobody(trained: Any) -> None:
+    out, bundles, _ = trained
+    for arm, bundle in bundles.items():
+        folder = out / arm / "campaigns"
+        page, report, card = ((folder / name).read_text("utf-8") for name in ("report.html", "REPORT.md", "README.md"))
+        assert "(REPORT.md)" in card
+        assert "(report.html)" in card
+        assert len(page) < 300_000
+        assert not re.search(r"<script|<link|https?:|url\(|src=", page)
+        assert page.count("<svg") == 2 * len(bundle.manifest.metrics)
+        for text in (page, report):
+            assert "Model 7" not in text
+            for segment in ("age: &gt;32" if text is page else "age: >32", "gender: F", "usage events: with"):
+                assert segment in text
+            figures = bundle.manifest.metrics["cross_validation_with_usage"]
+            assert all(f"{value:.4f}" in text for value in figures.values() if isinstance(value, float))
+
+
+def test_a_decision_is_judged_by_what_was_chosen_on_other_folds() -> None:
+    head = MulticlassHead("band", "value", "band", ["a", "b"], [1.0, 1.0])
+    target = np.array([0, 0, 1, 1])
+    output = np.array([[0.4, 0.6], [0.3, 0.7], [0.4, 0.6], [0.3, 0.7]])
+    seen: list[list[int]] = []
+
+    def fix(head: Any, target: Any, output: Any) -> Any:
+        seen.append(target.tolist())
+        return msgspec.structs.replace(head, weights=[2.0 if target.mean() == 1 else 1.0, 1.0])
+
+    decisions = crossfitted(head, target, output, np.array([0, 0, 1, 1]), fix)
+    assert seen == [[1, 1], [0, 0]]
+    assert decisions.tolist() == [0, 1, 1, 1]
+
+
+def test_small_segments_are_left_out_and_tiers_follow_frequency() -> None:
+    women, scores, whole = np.array([1, 0] * 210), np.linspace(0, 1, 420), np.zeros(420, dtype=np.intp)
+    groups = {"kind": np.array(["large"] * 221 + ["small"] * 199)}
+    found = segments(groups, women, scores, whole + 2, whole, whole, 3)
+    assert [(each.name, each.customers, each.assigned_positive, each.answered_bands) for each in found] == [
+        ("large", 221, 1.0, [1.0, 0.0, 0.0])
+    ]
+    assert tiers(["a"] * 6 + ["b"] * 3 + ["c"]).tolist() == ["1 frequent"] * 6 + ["2 less frequent"] * 3 + ["3 rare"]
 
 
 def test_progress_is_told_and_grows_to_one(trained: Any) -> None:

@@ -93,6 +93,25 @@ def test_valid_values_become_numbers_and_codes(rows: list[list[Any]]) -> None:
     np.testing.assert_array_equal(matrix, np.array(expected, dtype=np.float32))
 
 
+@given(rows_of_values)
+def test_a_few_rows_are_encoded_as_many_are(rows: list[list[Any]]) -> None:
+    """The way of a few rows and the way of many are different lines."""
+    np.testing.assert_array_equal(SIGNATURE.encode(NAMES, rows), SIGNATURE.encode(NAMES, rows * 20)[: len(rows)])
+
+
+@given(rows_of_values, st.data())
+def test_a_few_rows_are_refused_as_many_are(rows: list[list[Any]], data: st.DataObject) -> None:
+    row = data.draw(st.integers(0, len(rows) - 1))
+    rows[row][data.draw(st.integers(0, len(NAMES) - 1))] = data.draw(json_values)
+    outcomes: list[object] = []
+    for count in (1, 20):
+        try:
+            outcomes.append(SIGNATURE.encode(NAMES, rows * count)[: len(rows)].tobytes())
+        except BadRequest as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
 @given(rows_of_values, st.permutations(range(len(NAMES))))
 def test_a_row_is_encoded_alike_alone_in_a_batch_and_in_any_column_order(rows: list[list[Any]], order: list[int]) -> None:
     matrix = SIGNATURE.encode(NAMES, rows)

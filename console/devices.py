@@ -1,6 +1,6 @@
 """Files of devices, read as tables: CSV as text, Parquet with its types.
 
-Invariant: memory is bounded by one batch, and a customer key never passes through a float.
+Invariant: memory is bounded by one batch (in Parquet by one row group), and a customer key never passes through a float.
 """
 
 from __future__ import annotations

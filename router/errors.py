@@ -13,3 +13,11 @@ class InvalidKey(RouterError):
 
 class InvalidEpoch(RouterError):
     """An epoch record that must not be used; the message names the field and what would be right."""
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: its first 80 characters, even where it is nested deeper than Python can write."""
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"

@@ -5,7 +5,7 @@ Invariant: a key that could be read in two ways (a float, a boolean, an integer 
 
 from __future__ import annotations
 
-from router.errors import InvalidKey
+from router.errors import InvalidKey, shown
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_LENGTH = 1024
@@ -24,13 +24,13 @@ def canonical_key(value: object, field: str, row: int | None = None) -> str | No
         if len(value) > MAX_LENGTH:
             raise InvalidKey(f"{_where(field, row)}: the key has {len(value)} characters; at most {MAX_LENGTH} are allowed")
         if "\0" in value:
-            raise InvalidKey(f"{_where(field, row)}: {value!r:.80} contains U+0000, which no key may hold")
+            raise InvalidKey(f"{_where(field, row)}: {shown(value)} contains U+0000, which no key may hold")
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError:
                 raise InvalidKey(
-                    f"{_where(field, row)}: {value!r:.80} contains a lone surrogate and is no Unicode text"
+                    f"{_where(field, row)}: {shown(value)} contains a lone surrogate and is no Unicode text"
                 ) from None
         return value
     if type(value) is int:
@@ -40,7 +40,7 @@ def canonical_key(value: object, field: str, row: int | None = None) -> str | No
     if value is None:
         return None
     raise InvalidKey(
-        f"{_where(field, row)}: {value!r:.80} is a {_json_type(value)}; a customer key is a string or an integer"
+        f"{_where(field, row)}: {shown(value)} is a {_json_type(value)}; a customer key is a string or an integer"
         + (", because large ids lose digits as floats" if isinstance(value, float) else "")
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from router.errors import shown
 from serving.errors import BadRequest
 from serving.table import Table, parse
 
@@ -71,9 +72,9 @@ class Message:
         table = parse(payload, max_rows=max_rows)
         meta = payload.get("meta")
         if meta is not None and type(meta) is not dict:
-            raise BadRequest(f"meta is {meta!r:.80}; an object is expected")
+            raise BadRequest(f"meta is {shown(meta)}; an object is expected")
         if meta and type(meta.get("tags") or {}) is not dict:
-            raise BadRequest(f"meta.tags is {meta['tags']!r:.80}; an object is expected")
+            raise BadRequest(f"meta.tags is {shown(meta['tags'])}; an object is expected")
         if meta:
             try:
                 orjson.dumps({"meta": meta})

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from router.errors import shown
 from serving.errors import BadRequest
 
 UNKNOWN = -1.0
@@ -228,7 +229,7 @@ class Signature:
             for each, values in present:
                 fault = each.fault(values[row])
                 if fault is not None:
-                    value = "it" if values[row] is None or values[row] == "" else f"{values[row]!r:.80}"
+                    value = "it" if values[row] is None or values[row] == "" else shown(values[row])
                     raise BadRequest(f"row {row}, field {each.name!r}: {value} {fault}; {each.expected()} is expected")
         raise AssertionError("a table was refused without a fault")
 

@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from router.errors import shown
 from serving.errors import BadRequest, TooLarge
 
 
@@ -100,7 +101,7 @@ def _data(data: Any, max_rows: int) -> Table:
         raise BadRequest(f"data is a JSON {_kind(data)}; an object with names and ndarray is expected")
     names = data.get("names")
     if type(names) is not list or not names or not all(type(name) is str for name in names):
-        raise BadRequest(f"data.names is {names!r:.80}; the list of the columns' names is expected")
+        raise BadRequest(f"data.names is {shown(names)}; the list of the columns' names is expected")
     if ("ndarray" in data) == ("tensor" in data):
         raise BadRequest(
             "data holds both ndarray and tensor; one is expected" if "ndarray" in data else "data.ndarray is missing"
@@ -114,7 +115,7 @@ def _data(data: Any, max_rows: int) -> Table:
     _check_count(len(rows), "data.ndarray", max_rows)
     for i, row in enumerate(rows):
         if type(row) is not list:
-            raise BadRequest(f"data.ndarray, row {i}: {row!r:.80} is no list; a row is a list of {width} values")
+            raise BadRequest(f"data.ndarray, row {i}: {shown(row)} is no list; a row is a list of {width} values")
         if len(row) != width:
             raise BadRequest(f"data.ndarray, row {i}: {len(row)} values for {width} names ({', '.join(names):.200})")
     return Table(names, rows)
@@ -137,7 +138,7 @@ def _tensor(tensor: Any, width: int, max_rows: int) -> list[list[Any]]:
         raise BadRequest(f"data.tensor has {len(values)} values for the shape {shape}")
     for i, value in enumerate(values):
         if type(value) is not int and type(value) is not float:
-            raise BadRequest(f"data.tensor, row {i // width}: {value!r:.80} is no number; use ndarray for text and null")
+            raise BadRequest(f"data.tensor, row {i // width}: {shown(value)} is no number; use ndarray for text and null")
     return [values[i : i + width] for i in range(0, len(values), width)]
 
 
@@ -149,7 +150,7 @@ def _objects(data: Any, max_rows: int) -> Table:
     names: dict[str, None] = {}
     for i, each in enumerate(objects):
         if type(each) is not dict:
-            raise BadRequest(f"jsonData, row {i}: {each!r:.80} is no object")
+            raise BadRequest(f"jsonData, row {i}: {shown(each)} is no object")
         names.update(dict.fromkeys(each))
     return Table(list(names), [[each.get(name) for name in names] for each in objects])
 

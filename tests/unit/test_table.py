@@ -132,3 +132,11 @@ def test_columns_and_rows_are_two_views_of_one_table() -> None:
         "data": {"names": NAMES, "ndarray": [[1, 2], [3, 4], [5, 6]]},
         "meta": {"puid": "x"},
     }
+
+
+@pytest.mark.parametrize(
+    "form", ['{"jsonData":[%s]}', '{"data":{"names":%s,"ndarray":[[1]]}}', '{"meta":%s,"jsonData":{"a":1}}']
+)
+def test_a_value_nested_deeper_than_python_can_write_is_refused_as_any_other(form: str) -> None:
+    with pytest.raises(BadRequest, match=r"no object|is expected"):
+        Message((form % ("[" * 990 + "]" * 990)).encode()).table()

@@ -14,10 +14,10 @@ WORKERS ?= 1
 UNITS := .venv-units
 UNITS_STAMP := $(UNITS)/.installed
 
-.PHONY: help env units run test lint bench soak lock clean
+.PHONY: help env units run test lint bench bench-batch soak lock clean
 
 help: ## Show these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s%s\n", $$1, $$2}'
 
 env: $(STAMP) ## Make .venv from the hashed locks (again only when a lock changed)
 
@@ -67,6 +67,9 @@ lint: env ## Check format, lint, types, import contracts, manifests
 bench: env units ## Measure every way to serve, side by side (needs wrk; ARGS=--quick for two minutes)
 	@command -v wrk >/dev/null || { echo "wrk is needed: apt-get install wrk" >&2; exit 1; }
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-batch: env ## Compare `contender predict` with a pandas script on a million devices
+	@$(BIN)/python -m bench.batch --output bench/results/batch.json
 
 MINUTES ?= 30
 soak: env ## Steady load for MINUTES=30, then exact counters and flat memory

@@ -24,7 +24,6 @@ from ledger.spool import Spool
 from serving.bundle import load_manifest
 from training.population import stream
 
-WITH_PARQUET = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 RUN = Run("devices.csv", 1, 2, "campaigns", 1, "digest", 10, True)
 
 
@@ -203,7 +202,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert large < small + 30_000
 
 
-@WITH_PARQUET
 @pytest.mark.parametrize("whole_keys", [True, False])
 def test_parquet_says_what_csv_says(devices: Path, whole: bytes, tmp_path: Path, whole_keys: bool) -> None:
     pa, arrow_csv, parquet = (importlib.import_module(f"pyarrow{each}") for each in ("", ".csv", ".parquet"))
@@ -225,7 +223,6 @@ def test_parquet_says_what_csv_says(devices: Path, whole: bytes, tmp_path: Path,
     assert "nothing to resume" in resumed.stderr
 
 
-@WITH_PARQUET
 def test_a_key_that_is_a_float_in_parquet_is_refused(tmp_path: Path) -> None:
     pa, parquet = (importlib.import_module(f"pyarrow{each}") for each in ("", ".parquet"))
 

@@ -145,7 +145,9 @@ def history(test: TestOption = None, home: HomeOption = Path("var")) -> None:
         grid = Grid("epoch", "at", "by", "salt", "shares", "reason", title=f"test {name}")
         for document in store.epochs(name):
             each = Epoch.from_json(document)
-            grid.add_row(str(each.epoch), each.at, each.actor, each.salt, _shares(each), each.reason)
+            grid.add_row(
+                str(each.epoch), f"{each.at[:10]} {each.at[11:19]}Z", each.actor, each.salt, _shares(each), each.reason
+            )
         Console().print(grid)
 
 

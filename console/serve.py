@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from console.errors import CommandError
 from console.home import Home
 from experiment.declaration import API_VERSION, KIND, Experiment, load_declaration, parse_declaration
 from router.epoch import Epoch
+from serving.bundle import MANIFEST, load_manifest
 from serving.campaigns import load_rules
 from serving.graph import Deployment, load_deployment
 from serving.settings import Settings
@@ -56,6 +60,20 @@ def served_digests(deployment: Deployment) -> tuple[dict[str, str], str]:
         if rules is not None and (not node.is_remote or Path(str(rules)).exists()):
             decision = load_rules(Path(str(rules))).digest()
     return digests, decision
+
+
+def smallest_request(deployment: Deployment) -> str | None:
+    """Return a request of one row with what the champion's bundle can't do without; None where no bundle is here."""
+    for node in deployment.graph.walk():
+        folder = Path(str(node.parameter_values.get("bundle", "")))
+        if (folder / MANIFEST).exists():
+            manifest = load_manifest(folder)
+            row: dict[str, Any] = {manifest.key: "1"} | {
+                each.name: each.example for each in manifest.inputs if not each.missing
+            }
+            message = {"data": {"names": list(row), "ndarray": [list(row.values())]}}
+            return json.dumps(message, ensure_ascii=False)
+    return None
 
 
 def prepare(home: Home, deployment: Deployment, declared: Experiment) -> Epoch:
@@ -109,11 +127,10 @@ def run(deployment: Deployment, declared: Experiment, home: Home, **options: Any
                 return
             share = ", ".join(f"{name} {arm.share / 100:g} %" for name, arm in epoch.arms.items())
             log.info("epoch %d: %s of the customers, the champion the rest", epoch.epoch, share)
-            log.info(
-                "try: contender example %s | curl -s -H 'Content-Type: application/json' -d @- %s/api/v1.0/predictions",
-                declared.test,
-                url,
-            )
+            if example := smallest_request(deployment):
+                # On stdout and in one piece, so that it can be copied, or run by a script.
+                print(f"curl -s {url}/api/v1.0/predictions -H 'Content-Type: application/json' -d {shlex.quote(example)}")  # noqa: T201
+                sys.stdout.flush()
 
         supervisor = Supervisor(
             settings,

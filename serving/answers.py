@@ -29,12 +29,16 @@ class Answer:
     headers: Headers | None = None
 
 
-def success(message: Message) -> Answer:
-    """Return the answer that a message is. A compressed body leaves as it came."""
-    encoding = message.content_encoding
-    if encoding is None:
+def recorded_success(message: Message) -> Answer:
+    """Return the answer that a message is as the stock executor sends it: escaped, unless it is compressed."""
+    if message.content_encoding is None:
         return Answer(200, wire.escape(message.body), _latin(message.content_type))
-    return Answer(200, message.body, _latin(message.content_type), _latin(encoding))
+    return success(message)
+
+
+def success(message: Message) -> Answer:
+    """Return the answer that a message is, byte for byte."""
+    return Answer(200, message.body, _latin(message.content_type), _latin(message.content_encoding))
 
 
 def recorded_failure(error: ServingError) -> Answer:

@@ -15,7 +15,18 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from serving import wire
-from serving.answers import BODILESS, JSON, TEXT, Answer, Headers, json_failure, node_failure, recorded_failure, success
+from serving.answers import (
+    BODILESS,
+    JSON,
+    TEXT,
+    Answer,
+    Headers,
+    json_failure,
+    node_failure,
+    recorded_failure,
+    recorded_success,
+    success,
+)
 from serving.engine import Engine
 from serving.errors import MethodNotAllowed, NotFound, ServingError, TooLarge, UnknownNode, UnsupportedMediaType
 from serving.messages import Message
@@ -99,6 +110,7 @@ class App:
         self._engine = engine
         self._prometheus = prometheus
         self._json_only = json_only
+        self._success = success if json_only else recorded_success
         self._failure = json_failure if json_only else recorded_failure if strict else node_failure
         self._max_body_bytes = max_body_bytes
         self._observer = observer
@@ -212,16 +224,16 @@ class App:
         return Message(request.body, request.content_type)
 
     async def _predictions(self, request: Request) -> Answer:
-        return success(await self._engine.predict(self._message(request), request.call))
+        return self._success(await self._engine.predict(self._message(request), request.call))
 
     async def _feedback(self, request: Request) -> Answer:
-        return success(await self._engine.feedback(self._message(request), request.call))
+        return self._success(await self._engine.feedback(self._message(request), request.call))
 
     async def _status(self, request: Request) -> Answer:
-        return success(await self._engine.status(request.node, request.call))
+        return self._success(await self._engine.status(request.node, request.call))
 
     async def _node_metadata(self, request: Request) -> Answer:
-        return success(await self._engine.node_metadata(request.node, request.call))
+        return self._success(await self._engine.node_metadata(request.node, request.call))
 
     async def _graph_metadata(self, request: Request) -> Answer:
         described = {"name": self._predictor, **await self._engine.metadata(request.call)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import time
 from typing import Any
 
@@ -53,6 +54,12 @@ def test_the_example_is_answered_and_recorded(server: Server) -> None:
     assert exposure["digest"] == parsed["meta"]["tags"]["digest"]
     assert exposure["scores"]["gender_score"] == values["gender_score"]
     assert exposure["decision"] == {"gender": values["gender"], "campaigns": values["campaigns"]}
+
+
+def test_the_printed_curl_answers(server: Server) -> None:
+    (printed,) = [line for line in server.log.read_text(encoding="utf-8").splitlines() if line.startswith("curl ")]
+    done = subprocess.run(["bash", "-c", printed], capture_output=True, check=True)
+    assert json.loads(done.stdout)["data"]["names"] == COLUMNS
 
 
 def test_a_share_moves_customers_exactly_as_the_arithmetic_says(server: Server) -> None:

@@ -236,9 +236,15 @@ def test_every_worker_tells_the_sum_and_counts_are_exact_under_concurrency(busy:
 
     with ThreadPoolExecutor(clients) as pool:
         rows = [row for answered in pool.map(client, range(clients)) for row in answered]
-    # A request is counted once its answer has left.
-    counted = before.sum("contender_requests_total", route=PREDICTIONS, code="200") + clients * requests
-    wait_for(lambda: scraped(busy).sum("contender_requests_total", route=PREDICTIONS, code="200") == counted)
+
+    def reached(name: str, more: int, **labels: str) -> bool:
+        return scraped(busy).sum(name, **labels) == before.sum(name, **labels) + more
+
+    # A request is counted once its answer has left, and the worker that was not scraped adds its histograms a moment later.
+    wait_for(lambda: reached("contender_requests_total", clients * requests, route=PREDICTIONS, code="200"))
+    wait_for(lambda: reached("contender_request_seconds_count", clients * requests, route=PREDICTIONS))
+    wait_for(lambda: reached("contender_score_count", len(rows), column="gender_score"))
+    wait_for(lambda: reached("contender_node_seconds_count", clients * requests, node="campaigns"))
     after = scraped(busy)
 
     def grown(name: str, **labels: str) -> float:

@@ -15,6 +15,7 @@ from typing import Protocol
 from router.split import Splitter
 from serving import metadata
 from serving.arms import Arms, Challengers
+from serving.batched_node import BatchedNode
 from serving.bundle import MANIFEST, Manifest, load_manifest
 from serving.components import Campaigns, Model
 from serving.engine import Engine
@@ -222,6 +223,8 @@ class Service:
             self._share_signature(component)
             self._models[unit.name] = component
             tags = {"digest": component.digest}
+            if component.bundle.manifest.runtime == "sklearn":
+                return BatchedNode(unit.name, component, self._metrics, tags)
         if isinstance(component, Campaigns):
             self._rules.append(component)
         return LocalNode(unit.name, component, self._metrics, tags)

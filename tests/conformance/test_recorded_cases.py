@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from harness.ports import free_port
 
 HERE = Path(__file__).parent
 ORACLE = os.environ.get("CONTENDER_ORACLE")
@@ -321,9 +322,3 @@ def parsed(text: str) -> Json | str:
 
 def walk(node: dict[str, Any]) -> list[dict[str, Any]]:
     return [node, *(below for child in node.get("children") or [] for below in walk(child))]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

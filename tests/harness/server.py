@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from harness.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONTENDER = Path(sys.executable).with_name("contender")
@@ -28,13 +29,6 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     headers: dict[str, str]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.server import CONTENDER, ROOT, Answer, Server, free_port
+from harness.ports import free_port
+from harness.server import CONTENDER, ROOT, Answer, Server
 
 WRAPPER = ROOT / ".venv-units/bin/seldon-core-microservice"
 PACKED_EXECUTOR = ROOT.parent / "shared/cluster/bin/seldon-executor.xz"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.server import Server, free_port
+from harness.ports import free_port
+from harness.server import Server
 
 
 def _postgres_programs() -> Path | None:

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.server import CONTENDER, PREDICTIONS, ROOT, Server, free_port
+from harness.ports import free_port
+from harness.server import CONTENDER, PREDICTIONS, ROOT, Server
 from serving.bundle import load_manifest
 from training.population import population
 

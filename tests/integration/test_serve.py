@@ -57,6 +57,7 @@ def test_the_example_is_answered_and_recorded(server: Server) -> None:
 
 
 def test_the_printed_curl_answers(server: Server) -> None:
+    server_log(server, "\ncurl ")
     (printed,) = [line for line in server.log.read_text(encoding="utf-8").splitlines() if line.startswith("curl ")]
     done = subprocess.run(["bash", "-c", printed], capture_output=True, check=True)
     assert json.loads(done.stdout)["data"]["names"] == COLUMNS

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from console.executor import Options, UsageError, parse, rest_timeout
+from harness.ports import free_port
 
 COMMAND = [str(Path(sys.executable).with_name("contender")), "executor"]
 
@@ -181,12 +182,6 @@ class Running:
     def end(self) -> str:
         """Return what it said, once it has ended."""
         return self.process.communicate(timeout=30)[1]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def refused(port: int) -> bool:

@@ -139,11 +139,6 @@ class Service:
         """Let go of the connections to nodes."""
         self._client.close()
 
-    def warm(self, table: Table) -> None:
-        """Score a table once, so that the first client doesn't wait for what is loaded late."""
-        for model in self._models.values():
-            model.answer(table)
-
     def _row_router(self, router: GraphNode, manifest: Manifest | None, recorder: Recorder) -> RowRouter:
         """Return the router. The champion's bundle, where it is here, names the key and validates rows; else the units do."""
         settings, metrics = self._settings, self._metrics

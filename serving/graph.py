@@ -83,11 +83,6 @@ class GraphNode:
         """Tell whether the unit is behind HTTP: an endpoint names its host, as the operator's always do."""
         return self.endpoint is not None and bool(self.endpoint.host)
 
-    @property
-    def is_built_in(self) -> bool:
-        """Tell whether Seldon provides the unit, so that no container of the manifest bears its name."""
-        return self.implementation not in NOT_BUILT_IN
-
 
 @dataclass(frozen=True, slots=True)
 class Predictor:

@@ -250,7 +250,6 @@ class RowRouter:
         """Add meta to the final answer and write the exposures, after the answer's bytes were made: nothing can fail then."""
         epoch = routed.epoch
         decided = final.table(routed.table.count)
-        indices = {index for index, _, _ in routed.parts}
         mixed = len(set(routed.served)) > 1
         puid = routed.puid
         tags = {
@@ -260,7 +259,7 @@ class RowRouter:
             "arm": routed.served if mixed else routed.served[0],
             "digest": routed.digests if mixed else routed.digests[0],
         }
-        routing = {self._name: -1 if len(indices) > 1 else next(iter(indices))}
+        routing = {self._name: -1 if mixed else routed.parts[0][0]}
         done = Message.of(decided, {"puid": puid, "tags": tags, "routing": routing})
         _ = done.body
         batch = ExposureBatch(

@@ -6,12 +6,10 @@ Invariant: it alone writes the epoch file and deletes segments; requests never w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from ledger.errors import LedgerError, SpoolError
 from router.epoch import Epoch
 from router.errors import InvalidEpoch
 from router.sources import write_epoch_file
+from serving.listener import admit_nobody, listen
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.worker import DRAIN, READY, run_worker
@@ -42,8 +41,6 @@ RESTART_SECONDS = 0.5
 
 SETTLE_SECONDS = 0.1
 """From the last connection that is let in to the port's end, so that a worker has accepted it and read its request."""
-SO_ATTACH_FILTER = 26
-"""Linux's number, which the socket module doesn't name."""
 
 
 class WorkerFailedError(RuntimeError):
@@ -82,7 +79,7 @@ class Supervisor:
         store = self._open_store()
         counter = store.change_counter()
         epoch = self._follow(store, None)
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._stop)
         shipping = threading.Thread(target=self._ship, args=(metrics,), name="shipper")
@@ -169,7 +166,7 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 connection.send(DRAIN)
         self._hurry.wait(self._settings.drain_seconds)
-        _admit_nobody(listener)
+        admit_nobody(listener)
         time.sleep(SETTLE_SECONDS)
 
     def _end_workers(self) -> None:
@@ -211,29 +208,3 @@ class Supervisor:
             if self._stopping.wait(SHIP_SECONDS):
                 time.sleep(POLL_SECONDS)
         store.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return the one listening socket that all workers share. Raises OSError naming the address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{host}:{port}: {error.strerror}; is another server running there?") from None
-    return listener
-
-
-def _admit_nobody(listener: socket.socket) -> None:
-    """Drop whatever asks for a new connection, so that nobody is let in whom closing the listener would then reset.
-
-    Such a client asks again a second later and is refused like any other that comes too late. Connections that are being
-    made are completed. A classic BPF program over the TCP header (Linux, Documentation/networking/filter.rst) does it.
-    """
-    load_flags, if_syn, drop, keep = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF)
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in (load_flags, if_syn, drop, keep)))
-    with contextlib.suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))

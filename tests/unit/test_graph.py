@@ -152,7 +152,7 @@ def test_a_built_in_unit_needs_no_container(tmp_path: Path) -> None:
     router = document["spec"]["predictors"][0]["graph"]["children"][0]
     router.update(name="ab", implementation="RANDOM_ABTEST", parameters=[])
     del router["type"]
-    assert load_deployment(written(tmp_path, document)).graph.children[0].is_built_in
+    assert load_deployment(written(tmp_path, document)).graph.children[0].implementation == "RANDOM_ABTEST"
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,9 @@ def test_a_promotion_swaps_the_roles_by_digest() -> None:
 
 def test_an_a_a_test_serves_the_champion_s_bundle_to_both() -> None:
     bench = Bench(epoch(5000, arms={"challenger": ArmRange(0, 5000, "d1")}))
-    table = bench.ask([[key, 1] for key in range(50)]).table()
+    answer = bench.ask([[key, 1] for key in range(50)])
+    table = answer.table()
+    assert answer.meta["routing"] == {"router": -1}
     assert set(table.column("arm") or []) == {"champion", "challenger"}
     assert set(table.column("score") or []) == {1}
     assert bench.children[1].asked == []

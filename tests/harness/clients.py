@@ -58,7 +58,9 @@ class Client(threading.Thread):
         try:
             self._connection.request("POST", PREDICTIONS, body, {"Content-Type": "application/json"})
             answer = self._connection.getresponse()
-            content = answer.read()
+            with answer:
+                # Closed even if its body is cut short, or the socket would stay open with it.
+                content = answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.broken.append(f"{key}: {error!r}")
             self._connection = None

@@ -63,6 +63,7 @@ class Client(threading.Thread):
                 content = answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.broken.append(f"{key}: {error!r}")
+            self._connection.close()
             self._connection = None
             if not self._go_on:
                 self.leave.set()

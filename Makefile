@@ -13,11 +13,13 @@ WORKERS ?= 1
 
 UNITS := .venv-units
 UNITS_STAMP := $(UNITS)/.installed
+CHECKS := .venv-manifests
+CHECKS_STAMP := $(CHECKS)/.installed
 
-.PHONY: help env units run test lint bench bench-batch soak lock clean
+.PHONY: help env units run test lint validate kind kind-down e2e e2e-full bench bench-batch soak lock clean
 
 help: ## Show these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s%s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s%s\n", $$1, $$2}'
 
 env: $(STAMP) ## Make .venv from the hashed locks (again only when a lock changed)
 
@@ -51,6 +53,19 @@ else
 endif
 	@touch $@
 
+$(CHECKS_STAMP): requirements/manifests.lock
+	@test -n "$(PYTHON)" || { echo "python3.12 or python3.11 (with venv) is needed; install one and try again" >&2; exit 1; }
+	@echo "making $(CHECKS) with $(PYTHON)$(if $(UV), through uv,)"
+	@rm -rf $(CHECKS)
+ifneq ($(UV),)
+	@uv venv --quiet --python $(PYTHON) $(CHECKS)
+	@uv pip install --quiet --python $(CHECKS)/bin/python --require-hashes -r requirements/manifests.lock
+else
+	@$(PYTHON) -m venv $(CHECKS)
+	@$(CHECKS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/manifests.lock
+endif
+	@touch $@
+
 run: env ## Serve champion and challenger on http://127.0.0.1:9000 (PORT=, WORKERS=, HOST=)
 	@$(BIN)/contender serve manifests/base/seldondeployment.yaml --host $(HOST) --port $(PORT) --workers $(WORKERS)
 
@@ -63,6 +78,21 @@ lint: env ## Check format, lint, types, import contracts, manifests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/contender lint manifests/base/*.yaml
+
+validate: env $(CHECKS_STAMP) ## Check the Dockerfile and every overlay offline (needs kubectl; promtool where there is one)
+	@manifests/validate $(CHECKS)/bin $(BIN)/python
+
+kind: ## Contender on a kind cluster, from nothing (needs docker, kind, kubectl, helm)
+	@manifests/kind/up
+
+kind-down: ## Delete that cluster, its ledger included
+	@manifests/kind/down
+
+e2e: env ## Test what `make kind` made: answers, split, share, panels
+	@$(BIN)/pytest tests/cluster -m "not drill" $(ARGS)
+
+e2e-full: env ## Test it while pods are rolled and killed, a node is drained, PostgreSQL and the API server stop
+	@$(BIN)/pytest tests/cluster $(ARGS)
 
 bench: env units ## Measure every way to serve, side by side (needs wrk; ARGS=--quick for two minutes)
 	@command -v wrk >/dev/null || { echo "wrk is needed: apt-get install wrk" >&2; exit 1; }
@@ -83,9 +113,10 @@ lock: env ## Resolve requirements/*.in again into hashed locks
 		$$C platform.in -o platform.lock && \
 		$$C training.in -c platform.lock -o training.lock && \
 		$$C dev.in -c platform.lock -c training.lock -o dev.lock && \
-		$$C units.in -o units.lock
+		$$C units.in -o units.lock && \
+		$$C manifests.in -o manifests.lock
 
 clean: ## Remove environments, caches and local state (var/, with its ledger)
-	@rm -rf $(VENV) .venv-units var build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(UNITS) $(CHECKS) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -rf *.egg-info

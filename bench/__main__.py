@@ -87,6 +87,11 @@ def run(plan: Plan, chosen: list[Variant], folder: Path) -> dict[str, Any]:
     _say("ledger")
     records = ledger.samples(requests, folder)
     drained = {str(n): ledger.drain(records[n], folder / f"drain-{n}", plan.drained_rows) for n in (1, 100)}
+    drained_there: dict[str, dict[str, float]] = {}
+    try:
+        drained_there = ledger.drain_to_postgresql(records, folder, plan.drained_rows)
+    except Unavailable as error:
+        missing["ledger drain into PostgreSQL"] = str(error)
     grown = {
         str(customers): ledger.growth(records[100], folder / f"growth-{customers}", plan.grown_rows, customers)
         for customers in (100_000, 1_000_000)
@@ -103,6 +108,7 @@ def run(plan: Plan, chosen: list[Variant], folder: Path) -> dict[str, Any]:
         "summary": report.summarise(cells),
         "start": started,
         "drain": drained,
+        "drain_postgresql": drained_there,
         "ledger_growth": grown,
         "phases": profile.phases(requests, folder, repeats=plan.passes),
         "rows_growth": profile.rows_growth(folder, seconds=plan.seconds),

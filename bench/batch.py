@@ -19,9 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import machine
+
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models"
 ARMS = ("champion", "challenger")
+SCRIPT = "pandas + predict_proba"
 
 
 def write_devices(path: Path, count: int) -> None:
@@ -94,6 +97,17 @@ def timed(command: Sequence[object]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "cpu_seconds": cpu, "peak_mb": usage.ru_maxrss / 1024}
 
 
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """Return the runs as a table; `times` is how often each takes the script's rows/s."""
+    lines = ["| what | rows | seconds | rows/s | times | CPU µs/row | peak MB |", "|---|--:|--:|--:|--:|--:|--:|"]
+    script = {each["rows"]: each["seconds"] for each in results if each["what"] == SCRIPT}
+    for each in results:
+        rows, seconds = each["rows"], each["seconds"]
+        figures = f"{rows / seconds:,.0f} | {script[rows] / seconds:.2f} | {each['cpu_seconds'] / rows * 1e6:.1f}"
+        lines.append(f"| {each['what']} | {rows:,} | {seconds:.1f} | {figures} | {each['peak_mb']:.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and print a Markdown table; with `--output` also write JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.batch", description=__doc__)
@@ -105,7 +119,7 @@ def main() -> None:
         script(*given.script)
         return
     contender = Path(sys.executable).with_name("contender")
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-batch-") as name:
         folder = Path(name)
         for rows in given.rows or [100_000, 1_000_000]:
@@ -113,22 +127,24 @@ def main() -> None:
             write_devices(devices, rows)
             predict = [contender, "predict", "--devices", devices, "--home", folder / f"home-{rows}", "--out"]
             runs = {
-                "pandas + predict_proba": [sys.executable, "-m", "bench.batch", "--script", devices, folder / "script.csv"],
+                SCRIPT: [sys.executable, "-m", "bench.batch", "--script", devices, folder / "script.csv"],
                 "contender predict --no-record": [*predict, folder / f"{rows}-a.csv", "--no-record"],
                 "contender predict --no-inputs": [*predict, folder / f"{rows}-b.csv", "--no-inputs"],
                 "contender predict": [*predict, folder / f"{rows}-c.csv"],
             }
             for what, command in runs.items():
                 results.append({"what": what, "rows": rows, **timed(command)})
-    print("| what | rows | seconds | rows/s | CPU µs/row | peak MB |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    for each in results:
-        rows, seconds = int(each["rows"]), float(each["seconds"])
-        cpu = float(each["cpu_seconds"]) / rows * 1e6
-        print(
-            f"| {each['what']} | {rows:,} | {seconds:.1f} | {rows / seconds:,.0f} | {cpu:.1f} | {float(each['peak_mb']):.0f} |"
-        )
+    about = machine.facts()
+    table = markdown(results)
+    print(table)
     if given.output:
-        given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        told = {"machine": about, "runs": results}
+        given.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        intro = (
+            f"{about['cores']} cores of {about['processor']}, Python {about['python']}; the files are CSV, each run is alone."
+        )
+        text = f"# Scoring a file\n\nWritten by `make bench-batch`. {intro}\n\n{table}\n"
+        given.output.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from serving.server import Server
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+START = {"type": "http.response.start", "status": 200}
+HEADERS = [(b"content-type", b"application/json")]
 
 
 class Ceiling:
@@ -48,7 +49,7 @@ class Ceiling:
             message = await receive()
             body += message["body"]
         answer = self.answer(body) if scope["method"] == "POST" else b""
-        await send(START)
+        await send({**START, "headers": [*HEADERS, (b"content-length", b"%d" % len(answer))]})
         await send({"type": "http.response.body", "body": answer})
 
     def answer(self, body: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -110,8 +111,11 @@ def engine(folder: Path) -> Iterator[Engine]:
             observer=metrics,
             deployment=deployment.name,
         )
+        gc.collect()
+        gc.freeze()
         try:
             yield Engine(app, spool)
         finally:
+            gc.unfreeze()
             service.close()
             spool.close()

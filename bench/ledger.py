@@ -6,6 +6,7 @@ The lines are real ones, answered by the engine in this process; copies of them 
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from bench.inprocess import engine
 from bench.load import Requests
+from bench.variants import Unavailable
 from ledger.records import ExposureBatch, decode, uuid7
 from ledger.shipper import Shipper
 from ledger.spool import Spool, segments
@@ -56,15 +58,19 @@ def copies(records: list[ExposureBatch], rows: int, customers: int, seed: int = 
                 return
 
 
-def drain(records: list[ExposureBatch], folder: Path, rows: int) -> dict[str, float]:
-    """Fill a spool with so many rows, ship it, and return rows, seconds, rows/s and the spool's bytes of a row."""
+def drain(records: list[ExposureBatch], folder: Path, rows: int, ledger: str = "") -> dict[str, float]:
+    """Fill a spool with so many rows, ship it, and return rows, seconds, rows/s and the spool's bytes of a row.
+
+    `ledger` is the store's URL, by default a new file in the folder. A server's own work isn't in `cpu_us_per_row`.
+    """
     folder.mkdir()
     spool = Spool(folder / "spool", max_bytes=2**40)
     for record in copies(records, rows, customers=rows):
         spool.append(record.encode())
     spool.close()
     size = sum(path.stat().st_size for path in segments(folder / "spool"))
-    store = Store.open(folder / "ledger.db")
+    store = Store.open(ledger or folder / "ledger.db")
+    store.migrate()
     started, used = time.perf_counter(), time.process_time()
     shipped = Shipper(folder / "spool", store).ship().rows
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
@@ -76,6 +82,18 @@ def drain(records: list[ExposureBatch], folder: Path, rows: int) -> dict[str, fl
         "cpu_us_per_row": cpu / shipped * 1e6,
         "spool_bytes_per_row": size / shipped,
     }
+
+
+def drain_to_postgresql(samples: dict[int, list[ExposureBatch]], folder: Path, rows: int) -> dict[str, dict[str, float]]:
+    """Do the same into a PostgreSQL server of the bench's own, by the number of rows a request. Raises Unavailable."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # whose harness knows how to run one
+    from harness.postgres import programs, running
+
+    found = programs()
+    if found is None:
+        raise Unavailable("PostgreSQL's initdb is missing: install the package postgresql")
+    with running(found, settings="") as server:
+        return {str(n): drain(each, folder / f"drain-postgresql-{n}", rows, server.database()) for n, each in samples.items()}
 
 
 def growth(records: list[ExposureBatch], folder: Path, rows: int, customers: int) -> list[dict[str, float]]:

@@ -74,7 +74,7 @@ def traced() -> Iterator[Tracer]:
         ("JSON in", messages, "_load"),
         ("payload to table", messages, "parse"),
         ("customer keys", RowRouter, "_keys"),
-        ("buckets and arms", Splitter, "assign"),
+        ("buckets and arms", Splitter, "split"),
         ("validate and encode", Model, "check"),
         ("rows of each arm", Table, "take"),
         ("model (onnxruntime)", OnnxScorer, "scores"),
@@ -159,7 +159,7 @@ def customers_growth(*, keys: int = 20_000) -> dict[str, float]:
         splitter, best = Splitter(epoch), float("inf")
         for _ in range(5):
             started = time.perf_counter()
-            splitter.assign(chosen)
+            splitter.split(chosen)
             best = min(best, time.perf_counter() - started)
         found[str(customers)] = best / keys * 1e6
     return found

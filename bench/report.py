@@ -13,7 +13,12 @@ from bench.variants import VARIANTS
 
 Results = dict[str, Any]
 
-AGAINST = (("documented", "(c)"), ("tuned-ours", "(d) ours"), ("tuned-stock", "(d) stock"), ("ceiling-1", "(e)"))
+AGAINST = (
+    ("documented", "(c)"),
+    ("tuned-ours", "(d) ours"),
+    ("tuned-stock", "(d) stock"),
+    ("ceiling-1", "(e)"),
+)
 BEGIN, END = "<!-- figures: written by `make bench` -->", "<!-- end of figures -->"
 
 
@@ -207,13 +212,14 @@ def _ledger(results: Results) -> list[str]:
         ["drain of a full spool", "rows", "rows/s", "CPU µs/row", "spool bytes/row"],
         (
             [
-                f"{rows}-row requests",
+                f"{rows}-row requests, into {database}",
                 number(each["rows"]),
                 number(each["rows_per_second"]),
                 f"{each['cpu_us_per_row']:.1f}",
                 number(each["spool_bytes_per_row"]),
             ]
-            for rows, each in results["drain"].items()
+            for database, drains in (("SQLite", results["drain"]), ("PostgreSQL", results.get("drain_postgresql", {})))
+            for rows, each in drains.items()
         ),
     )
     lines += [""]

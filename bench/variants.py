@@ -312,5 +312,13 @@ def _ours(stack: ExitStack, folder: Path, ports: Mapping[str, int], units: list[
 
 def _ceiling(stack: ExitStack, folder: Path, *, workers: int) -> Running:
     port = free_port()
-    command: list[str | Path | int] = [sys.executable, "-m", "bench.ceiling", port, ROOT / CHAMPION, RULES, workers]
+    command: list[str | Path | int] = [
+        sys.executable,
+        "-m",
+        "bench.ceiling",
+        port,
+        ROOT / CHAMPION,
+        RULES,
+        workers,
+    ]
     return Running(port, [stack.enter_context(process(command, folder / "log")).pid])

@@ -17,12 +17,13 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from console import epochs
+from console import changes, ledger
+from console.changes import DEFAULT_GRAPH, GraphOption, HomeOption, TestOption
 from console.errors import CommandError
 from console.home import Home
 from experiment.declaration import DeclarationError
 from ledger.errors import LedgerError
-from router.epoch import CHAMPION, Epoch
+from router.epoch import CHAMPION
 from router.errors import RouterError
 from serving.bundle import BundleError
 from serving.campaigns import CampaignsError
@@ -32,17 +33,13 @@ from serving.settings import SettingsError
 ERRORS = (CommandError, BundleError, CampaignsError, DeclarationError, LedgerError, RouterError, ServingError, SettingsError)
 """What a command may end with; everything else is a fault of the program and shows its traceback."""
 
-DEFAULT_GRAPH = Path("manifests/base/seldondeployment.yaml")
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Champion-challenger serving for scikit-learn models: splits customers, assigns campaigns, keeps the evidence.",
 )
-HomeOption = Annotated[Path, typer.Option("--home", envvar="CONTENDER_HOME", help="State of the server: ledger, spool, epoch.")]
-TestOption = Annotated[str | None, typer.Option("--test", help="The experiment, where the ledger holds several.")]
-GraphOption = Annotated[Path, typer.Option("--graph", help="The SeldonDeployment's manifest.")]
+StoreOption = ledger.StoreOption
 
 
 @app.command()
@@ -53,6 +50,12 @@ def serve(
     port: Annotated[int | None, typer.Option(help="TCP port (9000).", min=1, max=65535)] = None,
     workers: Annotated[int | None, typer.Option(help="Serving processes (1).", min=1, max=64)] = None,
     inputs: Annotated[bool | None, typer.Option(help="Keep the rows' inputs in the ledger, for retraining.")] = None,
+    placement: Annotated[
+        Literal["process", "containers"],
+        typer.Option(
+            envvar="CONTENDER_PLACEMENT", help="Where nodes run: here, or in the containers that Seldon's operator made."
+        ),
+    ] = "process",
     home: HomeOption = Path("var"),
 ) -> None:
     """Run every node of the graph in one process (and its workers) and answer requests.
@@ -61,94 +64,16 @@ def serve(
     """
     from console.serve import serve as run
 
-    run(file, experiment, Home(home), host=host, port=port, workers=workers, keep_inputs=inputs)
+    run(file, experiment, Home(home), placement=placement, host=host, port=port, workers=workers, keep_inputs=inputs)
 
 
-@app.command()
-def share(
-    value: Annotated[str | None, typer.Argument(help="The new share, such as 25%; nothing shows the current one.")] = None,
-    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "",
-    arm: Annotated[str, typer.Option(help="The challenger meant.")] = "challenger",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the epoch record.")] = False,
-    test: TestOption = None,
-    home: HomeOption = Path("var"),
-) -> None:
-    """Show the challenger's share of the customers, or set it. Running servers take it over within a second."""
-    with _ledger(home, test) as (where, store, name):
-        epoch = epochs.current(store, name)
-        if value is not None:
-            points = epochs.basis_points(value)
-            epoch = epochs.change(store, epoch, reason or f"share {value}", arms=epoch.with_share(arm, points))
-        if as_json:
-            typer.echo(epoch.to_json())
-            return
-        _show_epoch(epoch)
-        if value is not None and not where.served():
-            typer.echo(f"no server runs on {where.path}; the next one starts with this epoch")
-
-
-@app.command()
-def kill(
-    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "kill switch",
-    test: TestOption = None,
-    home: HomeOption = Path("var"),
-) -> None:
-    """Give everybody the champion, at once and until `revive`; shares stay as they are."""
-    _switch(home, test, reason, kill=True)
-
-
-@app.command()
-def revive(
-    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "revived",
-    test: TestOption = None,
-    home: HomeOption = Path("var"),
-) -> None:
-    """Take the kill switch back: exactly the customers who had the challenger get it again."""
-    _switch(home, test, reason, kill=False)
-
-
-@app.command()
-def shadow(
-    state: Annotated[Literal["on", "off"], typer.Argument(help="Whether the arm that did not serve scores the rows too.")],
-    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")] = "",
-    test: TestOption = None,
-    home: HomeOption = Path("var"),
-) -> None:
-    """Let the other arm score every row too, after its answer has left; both scores are kept as a pair."""
-    _switch(home, test, reason or f"shadow {state}", shadow=state == "on")
-
-
-@app.command("new-test")
-def new_test(
-    reason: Annotated[str, typer.Option(help="Why; kept in the epoch for ever.")],
-    aa: Annotated[bool, typer.Option("--aa", help="Let both arms be the champion's bundle: a test of the testing.")] = False,
-    graph: GraphOption = DEFAULT_GRAPH,
-    home: HomeOption = Path("var"),
-) -> None:
-    """Begin a new test on the bundles and rules as they are now: same share, fresh salt, no evidence from before."""
-    from console.serve import declaration_for, served_digests
-    from serving.graph import load_deployment
-
-    deployment = load_deployment(graph)
-    declared = declaration_for(graph, deployment, None)
-    digests, decision = served_digests(deployment)
-    with _ledger(home, declared.test) as (_, store, name):
-        used = {Epoch.from_json(each).salt for each in store.epochs(name)}
-        last = epochs.current(store, name)
-        _show_epoch(epochs.new_test(store, last, declared, digests, decision, reason, used, aa=aa))
-
-
-@app.command("epochs")
-def history(test: TestOption = None, home: HomeOption = Path("var")) -> None:
-    """List every epoch: who changed what, when and why."""
-    with _ledger(home, test) as (_, store, name):
-        grid = Grid("epoch", "at", "by", "salt", "shares", "reason", title=f"test {name}")
-        for document in store.epochs(name):
-            each = Epoch.from_json(document)
-            grid.add_row(
-                str(each.epoch), f"{each.at[:10]} {each.at[11:19]}Z", each.actor, each.salt, _shares(each), each.reason
-            )
-        Console().print(grid)
+app.command()(changes.share)
+app.command()(changes.rollback)
+app.command()(changes.kill)
+app.command()(changes.revive)
+app.command()(changes.shadow)
+app.command("new-test")(changes.new_test)
+app.command("epochs")(changes.history)
 
 
 @app.command()
@@ -156,13 +81,18 @@ def exposures(
     format: Annotated[str, typer.Option(help="jsonl or csv.")] = "jsonl",
     since: Annotated[str | None, typer.Option(help="Only rows answered at or after this RFC 3339 time.")] = None,
     test: TestOption = None,
+    store: StoreOption = None,
     home: HomeOption = Path("var"),
 ) -> None:
     """Print every row answered, one a line, whatever is still in the spool included."""
     from console.exposures import export
 
-    with _ledger(home, test) as (where, store, name):
-        export(where, store, name, since, format, sys.stdout)
+    with _ledger(home, test, store) as (where, opened, name):
+        export(where, opened, name, since, format, sys.stdout)
+
+
+app.add_typer(ledger.app, name="ledger")
+app.command()(ledger.forget)
 
 
 @app.command()
@@ -219,7 +149,7 @@ def table(
                 answer = scorer.score(first).answer
     finally:
         scorer.close()
-    grid = Grid(title=f"{answer.count} devices, epoch {scorer.epoch.epoch}, {_shares(scorer.epoch)}")
+    grid = Grid(title=f"{answer.count} devices, epoch {scorer.epoch.epoch}, {changes.shares(scorer.epoch)}")
     shown = ["device_id", "gender", "age", "age_band", "gender_score", "gender_decile", "arm", "campaigns"]
     for name in shown:
         grid.add_column(name, justify="right" if name in ("age", "gender_score", "gender_decile") else "left", no_wrap=True)
@@ -281,6 +211,19 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Manifests and rules f
     typer.echo(f"{len(files)} file(s) without a fault")
 
 
+@app.command()
+def follow(
+    experiment: Annotated[
+        str, typer.Option(envvar="CONTENDER_EXPERIMENT_RESOURCE", help="The Experiment, in the pod's own namespace.")
+    ] = "",
+    home: HomeOption = Path("var"),
+) -> None:
+    """Keep a cluster's epoch in the home's epoch.json, for a router unit under Seldon's own executor."""
+    from console.follow import follow as run
+
+    run(experiment, Home(home))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def executor() -> None:
     """Run as the graph engine of a Seldon pod: the stock executor's flags and ENGINE_PREDICTOR."""
@@ -294,22 +237,14 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
-def _switch(home: Path, test: str | None, reason: str, **flag: bool) -> None:
-    """Make the next epoch with one flag set, unless it is so already."""
-    ((name, value),) = flag.items()
-    with _ledger(home, test) as (_, store, test_name):
-        epoch = epochs.current(store, test_name)
-        _show_epoch(epoch if getattr(epoch, name) == value else epochs.change(store, epoch, reason, **flag))
-
-
 @contextmanager
-def _ledger(home: Path, test: str | None) -> Iterator[tuple[Home, Any, str]]:
-    where = Home(home)
-    store = where.open_store()
+def _ledger(home: Path, test: str | None, store: str | None = None) -> Iterator[tuple[Home, Any, str]]:
+    where = Home(home, store)
+    opened = where.open_store()
     try:
-        yield where, store, where.test(store, test)
+        yield where, opened, where.test(opened, test)
     finally:
-        store.close()
+        opened.close()
 
 
 @contextmanager
@@ -330,23 +265,3 @@ def _bundle(use_case: str) -> Path:
         known = ", ".join(sorted(each.parent.name for each in Path("models", CHAMPION).glob("*/model.json"))) or "none here"
         raise CommandError(f"no use case {use_case!r}; known: {known} (run from the repository's root)")
     return folder
-
-
-def _shares(epoch: Epoch) -> str:
-    return ", ".join(f"{arm} {epoch.share(arm) / 100:g}%" for arm in (CHAMPION, *epoch.arms))
-
-
-def _show_epoch(epoch: Epoch) -> None:
-    grid = Grid.grid(padding=(0, 2))
-    for name, value in (
-        ("test", epoch.test),
-        ("epoch", str(epoch.epoch)),
-        ("shares", _shares(epoch) + (" (killed: everybody gets the champion)" if epoch.kill else "")),
-        ("salt", epoch.salt),
-        *([("shadow", "on")] if epoch.shadow else []),
-        *([("A/A test", "both arms are the champion's bundle")] if any(epochs.is_aa(epoch, arm) for arm in epoch.arms) else []),
-        ("set by", f"{epoch.actor}, {epoch.at}"),
-        ("reason", epoch.reason),
-    ):
-        grid.add_row(name, value)
-    Console().print(grid)

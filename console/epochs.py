@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import CommandError
 from ledger.records import timestamp
-from router.assignment import BUCKETS
+from router import resource
 from router.epoch import CHAMPION, Epoch
 
 if TYPE_CHECKING:
@@ -55,11 +55,10 @@ def record(store: Store, epoch: Epoch) -> None:
 
 def basis_points(text: str) -> int:
     """Parse a share such as "25%" or "0.5%". Raises CommandError; steps are 0.01 %, as there are 10,000 buckets."""
-    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,2})?)\s*%", text.strip())
-    points = round(float(match[1]) * BUCKETS / 100) if match else -1
-    if not 0 <= points <= BUCKETS:
-        raise CommandError(f"{text!r} is no share; write a percentage from 0% to 100% in steps of 0.01%, such as 25%")
-    return points
+    try:
+        return resource.basis_points(text.strip().replace(" %", "%"))
+    except ValueError:
+        raise CommandError(f"{text!r} is no share; write a percentage from 0% to 100% in steps of 0.01%, such as 25%") from None
 
 
 def begin(store: Store, declared: Experiment, digests: Mapping[str, str], decision: str) -> tuple[Epoch, str | None]:
@@ -109,23 +108,31 @@ def new_test(
 ) -> Epoch:
     """Make the epoch that begins a new test on what is served now: same share, fresh salt, no evidence from before.
 
-    The champion stays the champion, wherever it was deployed, as long as some node serves it; the challenger is the other
-    bundle. With `aa` the challenger arm is the champion's bundle too, so that whatever differs between the arms is chance.
-
     Raises CommandError if an A/A test can't be told by digest, EpochConflict.
     """
     challenger = declared.spec.arms[1]
     salt = declared.spec.salt
     while salt in used:
         salt = next_salt(salt)
+    champion, against = roles(last, digests, challenger, aa=aa)
+    arm = last.arms[challenger]
+    arms = {challenger: type(arm)(arm.start, arm.stop, against)}
+    return change(store, last, reason, salt=salt, arms=arms, champion=champion, decision=decision)
+
+
+def roles(last: Epoch, digests: Mapping[str, str], challenger: str, *, aa: bool) -> tuple[str, str]:
+    """Return the digests of champion and challenger for a new test on what is served now.
+
+    The champion stays the champion, wherever it was deployed, as long as some node serves it; the challenger is the other
+    bundle. With `aa` the challenger arm is the champion's bundle too, so that whatever differs between the arms is chance.
+
+    Raises CommandError if an A/A test can't be told by digest.
+    """
     named, other = digests.get(CHAMPION, ""), digests.get(challenger, "")
     champion = last.champion if last.champion in digests.values() else named
     if aa and not champion:
         raise CommandError("an A/A test needs the digest of the champion's bundle; this graph's champion has no bundle")
-    against = champion if aa else named if other == champion else other
-    arm = last.arms[challenger]
-    arms = {challenger: type(arm)(arm.start, arm.stop, against)}
-    return change(store, last, reason, salt=salt, arms=arms, champion=champion, decision=decision)
+    return champion, champion if aa else named if other == champion else other
 
 
 def next_salt(salt: str) -> str:

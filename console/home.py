@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class Home:
-    """The folder that CONTENDER_HOME names (default ./var)."""
+    """The folder that CONTENDER_HOME names (default ./var), and the ledger that belongs to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store: str | None = None) -> None:
+        """`store` is a path or a URL, by default what CONTENDER_STORE says, else ledger.db in the folder."""
         self.path = path
-        self.ledger = path / "ledger.db"
+        given = os.environ.get("CONTENDER_STORE") if store is None else store
+        self.ledger = given or str(path / "ledger.db")
         self.spool = path / "spool"
         self.epoch_file = path / "epoch.json"
         self._lock = path / "server.lock"
@@ -54,9 +56,9 @@ class Home:
 
         if create:
             self.path.mkdir(parents=True, exist_ok=True)
-        elif not self.ledger.exists():
-            raise CommandError(f"{self.path}: no ledger here; start `contender serve` once, or set CONTENDER_HOME")
-        return Store.open(self.ledger)
+        elif "://" not in self.ledger and not Path(self.ledger).exists():
+            raise CommandError(f"{self.ledger}: no ledger here; start `contender serve` once, or set CONTENDER_HOME")
+        return Store.open(self.ledger, patient=True)
 
     def test(self, store: Store, named: str | None) -> str:
         """Return the test meant: the one named, or the only one there is. Raises CommandError."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from experiment.declaration import KIND, DeclarationError, parse_declaration
+from experiment.declaration import DeclarationError, parse_declaration
+from router.resource import KIND
 from serving.campaigns import CampaignsError, parse_rules
 from serving.errors import GraphError
 from serving.graph import load_deployment

@@ -30,9 +30,10 @@ from serving.table import Table
 class _Fixed:
     """An epoch that doesn't change while a file is scored: one file, one epoch."""
 
-    def __init__(self, epoch: Epoch) -> None:
+    def __init__(self, epoch: Epoch, secret: bytes) -> None:
         self.current: Splitter | None = None
-        self._splitter = Splitter(epoch)
+        self.age = 0.0
+        self._splitter = Splitter(epoch, secret=secret)
 
     def refresh(self) -> bool:
         self.current, fresh = self._splitter, self.current is None
@@ -59,8 +60,10 @@ class Scorer:
         self.key = _key(deployment)
         self._lines: list[bytes] = []
         recorder = Recorder(self._lines.append, declared.test)
-        self._service = Service(deployment, self.settings, recorder=recorder, metrics=Metrics(CollectorRegistry()))
-        self._service.follow(_Fixed(self.epoch))
+        secret = self.settings.key_secret()
+        metrics = Metrics(CollectorRegistry())
+        self._service = Service(deployment, self.settings, recorder=recorder, metrics=metrics, secret=secret)
+        self._service.follow(_Fixed(self.epoch, secret))
         self._loop = asyncio.new_event_loop()
 
     def score(self, table: Table) -> Scored:

@@ -12,14 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from console import epochs
 from console.errors import CommandError
 from console.home import Home
-from experiment.declaration import API_VERSION, KIND, Experiment, load_declaration, parse_declaration
+from experiment.declaration import Experiment, load_declaration, parse_declaration
 from router.epoch import Epoch
+from router.resource import API_VERSION, KIND
 from serving.bundle import MANIFEST, load_manifest
 from serving.campaigns import load_rules
 from serving.graph import Deployment, load_deployment
+from serving.placement import behind_http
 from serving.settings import Settings
 
 log = logging.getLogger("contender.serve")
@@ -96,9 +100,11 @@ def _collect_metrics_in(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
-def serve(graph: Path, experiment: Path | None, home: Home, **options: Any) -> None:
+def serve(graph: Path, experiment: Path | None, home: Home, *, placement: str = "process", **options: Any) -> None:
     """Serve a manifest until SIGTERM. Raises what `run` raises, and DeclarationError."""
     deployment = load_deployment(graph)
+    if placement == "containers":
+        deployment = behind_http(deployment)
     run(deployment, declaration_for(graph, deployment, experiment), home, **options)
 
 
@@ -109,21 +115,30 @@ def run(deployment: Deployment, declared: Experiment, home: Home, **options: Any
     """
     with home.lock():
         # A graph that splits nobody has no test, and no epoch.
-        epoch = prepare(home, deployment, declared) if deployment.graph.splits else None
         settings = Settings.from_environment(os.environ, deployment=deployment, home=home.path, test=declared.test, **options)
+        settings.key_secret()
+        followed = settings.experiment_resource
+        if followed:
+            # The API server holds this test's state. Neither it nor the ledger need be there for a start.
+            settings = msgspec.structs.replace(settings, test=followed)
+        epoch = prepare(home, deployment, declared) if deployment.graph.splits and not followed else None
 
         _collect_metrics_in(settings.metrics)
         from prometheus_client import CollectorRegistry
 
+        from ledger.retention import Retention
         from ledger.shipper import Shipper
+        from ledger.spool import segments
         from ledger.store import Store
         from serving.metrics import Metrics
         from serving.supervisor import Supervisor, WorkerFailedError
 
         def ready() -> None:
             url = f"http://{settings.host}:{settings.port}"
-            log.info("serving %s on %s, %d worker(s), state in %s", declared.test, url, settings.workers, home.path)
+            log.info("serving %s on %s, %d worker(s), state in %s", settings.test, url, settings.workers, home.path)
             if epoch is None:
+                if followed:
+                    log.info("following experiment %s", followed)
                 return
             share = ", ".join(f"{name} {arm.share / 100:g} %" for name, arm in epoch.arms.items())
             log.info("epoch %d: %s of the customers, the champion the rest", epoch.epoch, share)
@@ -132,10 +147,11 @@ def run(deployment: Deployment, declared: Experiment, home: Home, **options: Any
                 print(f"curl -s {url}/api/v1.0/predictions -H 'Content-Type: application/json' -d {shlex.quote(example)}")  # noqa: T201
                 sys.stdout.flush()
 
+        retention = Retention(settings.retention_days, settings.exposure_retention_days)
         supervisor = Supervisor(
             settings,
             open_store=lambda: Store.open(settings.ledger),
-            open_shipper=lambda store: Shipper(settings.spool, store),
+            open_shipper=lambda store: Shipper(settings.spool, store, retention=retention),
             metrics=lambda: Metrics(CollectorRegistry()),
             ready=ready,
         )
@@ -143,4 +159,7 @@ def run(deployment: Deployment, declared: Experiment, home: Home, **options: Any
             supervisor.run()
         except (OSError, WorkerFailedError) as error:
             raise CommandError(str(error)) from None
-    log.info("stopped; every answered row is in the ledger at %s", os.fspath(home.ledger))
+    if left := segments(settings.spool):
+        log.warning("stopped; %d segment(s) in %s wait for the ledger, the next start ships them", len(left), settings.spool)
+    else:
+        log.info("stopped; every answered row is in the ledger")

@@ -22,7 +22,7 @@ log = logging.getLogger("contender.shipping")
 class Shipping:
     """The process that ships one spool folder into one ledger, from its making to `finish`."""
 
-    def __init__(self, spool: Path, ledger: Path) -> None:
+    def __init__(self, spool: Path, ledger: str) -> None:
         spawn = multiprocessing.get_context("spawn")
         theirs, self._mine = spawn.Pipe(duplex=False)
         self._process = spawn.Process(target=_ship, args=(spool, ledger, theirs), name="shipping")
@@ -37,7 +37,7 @@ class Shipping:
             raise CommandError("the exposures could not all be shipped; they stay in the spool for the next `contender serve`")
 
 
-def _ship(spool: Path, ledger: Path, parent: Connection) -> None:
+def _ship(spool: Path, ledger: str, parent: Connection) -> None:
     """Ship until the parent's end of the pipe closes, by itself or by the parent's death, then once more."""
     from ledger.shipper import Shipper
     from ledger.store import Store

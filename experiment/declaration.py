@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 import yaml
 
-from router.assignment import BUCKETS
-from router.epoch import CHAMPION, ArmRange, Epoch
-
-API_VERSION, KIND = "contender.dev/v1alpha1", "Experiment"
+from router.epoch import Epoch
+from router.errors import InvalidEpoch
+from router.resource import API_VERSION, KIND, Spec
 
 
 class DeclarationError(ValueError):
@@ -25,22 +24,9 @@ class Metadata(msgspec.Struct, frozen=True):
     name: str
 
 
-class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`share` is in basis points and is the first epoch's only; manifests in Git leave it out."""
-
-    salt: str
-    arms: tuple[str, ...] = (CHAMPION, "challenger")
-    share: int = 1000
-    shadow: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.arms) != 2 or self.arms[0] != CHAMPION:
-            raise ValueError(f"arms is {list(self.arms)}; [champion, NAME] is expected: one challenger at a time")
-        if not 0 <= self.share <= BUCKETS:
-            raise ValueError(f"share is {self.share}; basis points within 0 … {BUCKETS} are expected (1000 = 10 %)")
-
-
 class Experiment(msgspec.Struct, frozen=True, rename={"api_version": "apiVersion"}):
+    """An Experiment as a file. Its share, switches, holdout and pins are the first epoch's only."""
+
     api_version: str
     kind: str
     metadata: Metadata
@@ -51,20 +37,9 @@ class Experiment(msgspec.Struct, frozen=True, rename={"api_version": "apiVersion
         return self.metadata.name
 
     def first_epoch(self, *, digests: dict[str, str], decision: str, actor: str, reason: str, at: str) -> Epoch:
-        """Return epoch 1 with the declared share. `digests` maps each arm's name to its bundle's digest."""
-        challenger = self.spec.arms[1]
-        return Epoch(
-            test=self.test,
-            epoch=1,
-            salt=self.spec.salt,
-            arms={challenger: ArmRange(0, self.spec.share, digests.get(challenger, ""))},
-            champion=digests.get(CHAMPION, ""),
-            decision=decision,
-            shadow=self.spec.shadow,
-            actor=actor,
-            reason=reason,
-            at=at,
-        )
+        """Return epoch 1 as declared, on what is served. `digests` maps each arm's name to its bundle's digest."""
+        served = msgspec.structs.replace(self.spec, digests=digests, decision=decision)
+        return served.epoch(self.test, 1, actor=actor, reason=reason, at=at)
 
 
 def load_declaration(path: Path) -> Experiment:
@@ -83,7 +58,8 @@ def parse_declaration(document: dict[str, Any], source: str) -> Experiment:
     """Check one parsed Experiment. Raises DeclarationError naming `source` and the field."""
     try:
         declared = msgspec.convert(document, Experiment)
-    except msgspec.ValidationError as error:
+        declared.first_epoch(digests={}, decision="", actor="", reason="", at="")
+    except (msgspec.ValidationError, InvalidEpoch) as error:
         raise DeclarationError(f"{source}: {error}") from None
     if declared.api_version != API_VERSION:
         raise DeclarationError(f"{source}: apiVersion is {declared.api_version!r}; {API_VERSION!r} is expected")

@@ -27,6 +27,10 @@ class StoreUnavailable(StoreError):
     """The store is away, locked, full or damaged for now. Nothing was written; the same call may succeed later."""
 
 
+class SchemaMismatch(StoreUnavailable):
+    """The database has another schema than this program's, or none yet; the message says what to do. Nothing was written."""
+
+
 class EpochConflict(LedgerError):
     """Somebody else made this epoch first: the writer built on `expected`, the newest there is `found` (0: none)."""
 

@@ -1,13 +1,18 @@
-"""The ledger's tables, declared once for SQLite and PostgreSQL. A further table is declared here and made at the next start.
+"""The ledger's tables, declared once for SQLite and PostgreSQL. A change here needs a migration of the same effect beside it.
 
-Invariant: the columns of `exposures` are the fields of `ledger.records.Exposure`, in their order.
+Invariant: the columns of `exposures` are the fields of `ledger.records.Exposure`, in their order; and what belongs to a day is
+partitioned by an exposure's id alone, which holds its time, so that an id exists once however often it is written.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy.dialects.postgresql import UUID
 
 METADATA = MetaData()
+
+ID = String(36).with_variant(UUID(as_uuid=False), "postgresql")
+"""16 bytes in PostgreSQL, text in SQLite; in both it sorts as time."""
 
 EPOCHS = Table(
     "epochs",
@@ -24,13 +29,13 @@ EPOCHS = Table(
 EXPOSURES = Table(
     "exposures",
     METADATA,
-    Column("id", String(36), primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("puid", Text, nullable=False),
     Column("row", Integer, nullable=False),
     Column("at", String(27), nullable=False, comment="RFC 3339 in UTC with microseconds: text sorts as time"),
     Column("test", Text, nullable=False),
     Column("epoch", BigInteger, nullable=False, comment="0: no usable epoch"),
-    Column("customer", Text, comment="canonical key; null: unknown"),
+    Column("customer", Text, comment="canonical key, or its HMAC; null: unknown"),
     Column("bucket", Integer),
     Column("assigned", Text, nullable=False),
     Column("served", Text, nullable=False),
@@ -40,6 +45,7 @@ EXPOSURES = Table(
     Column("decision", Text, nullable=False, comment="JSON object"),
     Column("digest", Text, nullable=False),
     Column("latency_ms", Double, nullable=False),
+    postgresql_partition_by="RANGE (id)",
 )
 Index("exposures_at_id", EXPOSURES.c.at, EXPOSURES.c.id)
 Index("exposures_customer", EXPOSURES.c.customer)
@@ -47,25 +53,25 @@ Index("exposures_customer", EXPOSURES.c.customer)
 INPUTS = Table(
     "inputs",
     METADATA,
-    Column(
-        "exposure", String(36), primary_key=True, comment="no foreign key: exposures and inputs are dropped at different ages"
-    ),
+    Column("exposure", ID, primary_key=True, comment="no foreign key: exposures and inputs are dropped at different ages"),
     Column("input", Text, nullable=False, comment="JSON object"),
+    postgresql_partition_by="RANGE (exposure)",
 )
 
 PAIRS = Table(
     "pairs",
     METADATA,
-    Column("exposure", String(36), primary_key=True),
+    Column("exposure", ID, primary_key=True),
     Column("arm", Text, primary_key=True, comment="the arm that did not serve the row"),
     Column("digest", Text, nullable=False),
     Column("scores", Text, nullable=False, comment="JSON object"),
+    postgresql_partition_by="RANGE (exposure)",
 )
 
 GAPS = Table(
     "gaps",
     METADATA,
-    Column("id", String(36), primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("test", Text, nullable=False),
     Column("start", String(27), nullable=False),
     Column("end", String(27), nullable=False),
@@ -78,3 +84,6 @@ SEGMENTS = Table(
     Column("name", Text, primary_key=True, comment="a spool segment's file name, unique everywhere"),
     Column("shipped", BigInteger, nullable=False, comment="bytes whose records are in this ledger"),
 )
+
+DAILY = EXPOSURES, INPUTS, PAIRS
+"""The tables with a partition a day in PostgreSQL. The first column of each is an exposure's id."""

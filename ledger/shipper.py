@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from ledger.errors import BrokenRecord, SpoolError
+from ledger.errors import BrokenRecord, SpoolError, StoreUnavailable
 from ledger.records import Record, decode
+from ledger.retention import FOR_EVER, Housekeeping, Retention
 from ledger.spool import lock_segment, segments
 from ledger.store import Store
 
@@ -48,11 +49,14 @@ class ShipReport(msgspec.Struct):
 class Shipper:
     """Ships one spool folder. Several may do so at once, in one process or many, because records are idempotent by id."""
 
-    def __init__(self, folder: Path, store: Store, *, batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(self, folder: Path, store: Store, *, batch_bytes: int = BATCH_BYTES, retention: Retention = FOR_EVER) -> None:
+        """Once a day, after a pass, what is older than `retention` is removed from the store."""
         self._folder = folder
         self._store = store
         self._batch_bytes = batch_bytes
+        self._housekeeping = Housekeeping(retention)
         self._shipped: dict[str, int] = {}
+        self._sure: set[str] = set()
 
     def ship(self) -> ShipReport:
         """Ship every line that is whole by now, and delete finished segments.
@@ -60,6 +64,16 @@ class Shipper:
         Raises StoreUnavailable, or SpoolError for a segment that can't be read, after the others were shipped. Either way
         nothing is lost, and the next pass takes it up from there.
         """
+        try:
+            report = self._pass()
+        except StoreUnavailable:
+            # A server that comes back, maybe as its own replica, may have lost what it had confirmed: it is asked again.
+            self._sure.clear()
+            raise
+        self._housekeeping.tend(self._store)
+        return report
+
+    def _pass(self) -> ShipReport:
         report = ShipReport()
         failed: SpoolError | None = None
         paths = segments(self._folder)
@@ -71,11 +85,17 @@ class Shipper:
             except SpoolError as error:
                 failed = error
         self._shipped = {path.name: self._shipped[path.name] for path in paths if path.name in self._shipped}
+        self._sure &= self._shipped.keys()
         if failed is not None:
             raise failed
         lag = self.lag()
         report.bytes_behind, report.seconds_behind = lag.bytes, lag.seconds
         return report
+
+    def behind(self) -> Lag:
+        """Return what is behind, as the store knows it. Raises SpoolError, StoreUnavailable."""
+        self._shipped = {path.name: self._store.shipped(path.name) for path in segments(self._folder)}
+        return self.lag()
 
     def lag(self) -> Lag:
         """Return what is behind, without asking the store. Raises SpoolError if a segment can't be read."""
@@ -111,8 +131,9 @@ class Shipper:
             self._store.finish_segment(path.name)
 
     def _ship_lines(self, name: str, fd: int, report: ShipReport) -> None:
-        if name not in self._shipped:
+        if name not in self._sure:
             self._shipped[name] = self._store.shipped(name)
+            self._sure.add(name)
         # Up to where it ends now: a live segment may grow faster than it is shipped, and others wait.
         size = os.fstat(fd).st_size
         while self._shipped[name] < size and (lines := _whole_lines(fd, self._shipped[name], self._batch_bytes)):

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Table, create_engine
+from sqlalchemy import URL, Connection, Table, create_engine, delete, func, inspect, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
-from sqlalchemy.schema import CreateIndex, CreateTable
 
+from ledger import migrations
+from ledger.database import Extent, Pruned
+from ledger.days import first_id
 from ledger.errors import StoreUnavailable
-from ledger.schema import METADATA
+from ledger.schema import EPOCHS, METADATA
 from router.assignment import bucket
 
 BUSY_SECONDS = 5.0
@@ -30,13 +33,24 @@ RETRY_SECONDS = 0.02
 CACHE_KIB = 32 * 1024
 """Page cache of a connection: the customers' index is written at random places."""
 
+CHECKPOINT_PAGES = 16_000
+"""Pages of the write-ahead log (64 MiB) that are moved into the file together: a page of an index, written at random places
+in every transaction, is then moved once instead of sixteen times."""
+
+PRUNE_ROWS = 2_000
+"""Rows deleted in one transaction, so that others wait for some 20 ms."""
+
 
 class SqliteFile:
     """One open connection, for one thread. Raises StoreUnavailable wherever the file can't be used now."""
 
     def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        """Open the file, and make it and its tables where they are missing."""
+        """Open the file, and make it and its tables where they are missing, or bring them up to this program's schema.
+
+        Raises SchemaMismatch for a file of a newer release.
+        """
         self.path = path
+        self.where = str(path)
         engine = create_engine(
             URL.create("sqlite", database=str(path)),
             poolclass=NullPool,
@@ -58,12 +72,28 @@ class SqliteFile:
         _retry(self._set_wal, busy_seconds)
         self._driver.execute("PRAGMA synchronous = NORMAL")
         self._driver.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._driver.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         self._driver.create_function("contender_bucket", 2, _bucket_or_null, deterministic=True)
+        # What is deleted is overwritten: a forgotten customer must not be found in the file's free pages.
+        self._driver.execute("PRAGMA secure_delete = ON")
+        self.migrate()
+
+    def migrate(self) -> str | None:
+        """Bring the schema up to this program's; opening does it. A new file gets the tables as they are declared."""
         with self.transaction():
-            for table in METADATA.sorted_tables:
-                self.connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    self.connection.execute(CreateIndex(index, if_not_exists=True))
+            found = migrations.revision(self.connection)
+            if found is None and not inspect(self.connection).has_table(EPOCHS.name):
+                METADATA.create_all(self.connection)
+                migrations.stamp(self.connection)
+            elif found is None or found < migrations.HEAD:
+                migrations.upgrade(self.connection)
+            else:
+                migrations.check(found, self.where)
+        return found
+
+    def revision(self) -> str | None:
+        with self.available():
+            return migrations.revision(self.connection)
 
     @contextmanager
     def available(self) -> Iterator[None]:
@@ -77,8 +107,8 @@ class SqliteFile:
             raise
 
     @contextmanager
-    def transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """Write all of the block or nothing. `durable`: not even a power cut undoes it, nor any commit before it."""
+    def transaction(self, *, durable: bool = False, alone: Table | None = None) -> Iterator[None]:
+        """Write all of the block or nothing; one writer at a time, whatever the table."""
         with self.available():
             if _identity(self.path) != self._file:
                 raise StoreUnavailable(f"{self.path}: the file was replaced while it was open; restart to use the new one")
@@ -95,6 +125,9 @@ class SqliteFile:
                 if durable:
                     self._driver.execute("PRAGMA synchronous = NORMAL")
 
+    def make_room(self, ids: Iterable[str]) -> None:
+        """Do nothing: any row has room."""
+
     def insert_new(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
         """Insert the rows whose key isn't there yet, values in the order of the columns; return how many were new.
 
@@ -107,6 +140,30 @@ class SqliteFile:
         """Return a number that is another one after any other connection has committed. It costs a microsecond."""
         with self.available():
             return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
+
+    def prune(self, table: Table, before: date, seconds: float) -> Pruned:
+        """Delete in small transactions. The file keeps its size and uses the room again."""
+        end = time.monotonic() + seconds
+        key = table.columns[0]
+        part = select(key).where(key < first_id(before)).order_by(key).limit(PRUNE_ROWS)
+        removed = 0
+        while True:
+            with self.transaction():
+                count = self.connection.execute(delete(table).where(key.in_(part))).rowcount
+            removed += count
+            if count < PRUNE_ROWS:
+                return Pruned(rows=removed)
+            if time.monotonic() >= end:
+                return Pruned(rows=removed, more=True)
+
+    def extent(self, table: Table) -> Extent:
+        with self.available():
+            return Extent(self.connection.execute(select(func.count()).select_from(table)).scalar_one())
+
+    def forget_traces(self) -> None:
+        """Write the deletions from the log into the file, and empty the log, unless somebody reads it just now."""
+        with self.available():
+            self._driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         self.connection.close()

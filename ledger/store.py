@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from ledger.database import Database, Extent, Pruned
+from ledger.days import today
 from ledger.errors import EpochConflict, StoreError
 from ledger.records import EpochRecord, Exposure, ExposureBatch, Gap, PairBatch, Record, timestamp
-from ledger.schema import EPOCHS, EXPOSURES, GAPS, INPUTS, PAIRS, SEGMENTS
+from ledger.retention import Retention
+from ledger.schema import EPOCHS, EXPOSURES, GAPS, INPUTS, METADATA, PAIRS, SEGMENTS
 from ledger.sqlite import SqliteFile
 
 log = logging.getLogger("contender.ledger")
@@ -26,30 +29,45 @@ log = logging.getLogger("contender.ledger")
 PAGE_ROWS = 2_000
 """Exposures read at a time. Nothing is held open between two pages, so a slow reader keeps no writer from its work."""
 
+FORGET_ROWS = 500
+"""Rows of a customer removed in one transaction."""
+
 SCORES, DECISION = (Exposure.__struct_fields__.index(name) for name in ("scores", "decision"))
 
 
 class Store:
     """One connection to the ledger, for one thread. Any method raises StoreUnavailable while the database can't be used."""
 
-    def __init__(self, database: SqliteFile) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     @classmethod
-    def open(cls, where: str | Path) -> Store:
-        """Open the ledger at a path or an SQLite URL (sqlite:///PATH); it is made if it is missing.
+    def open(cls, where: str | Path, *, patient: bool = False) -> Store:
+        """Open the ledger at a path, an SQLite URL (sqlite:///PATH) or a PostgreSQL URL (postgresql://USER@HOST/DATABASE).
 
+        A file is made if it is missing, and brought up to this program's schema. A server isn't asked before the first use, so
+        it may be away; its schema is `migrate`'s affair. `patient`: a person waits for it, so a query may take minutes.
         Raises StoreError for another kind of URL, StoreUnavailable.
         """
         if isinstance(where, Path) or "://" not in where:
             return cls(SqliteFile(Path(where)))
+        if where.startswith("postgresql://"):
+            from ledger.postgresql import PATIENT_SECONDS, STATEMENT_SECONDS, PostgresServer
+
+            return cls(PostgresServer(where, statement_seconds=PATIENT_SECONDS if patient else STATEMENT_SECONDS))
+        choice = "give a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE"
         try:
             url = make_url(where)
         except ArgumentError as error:
-            raise StoreError("the store's URL can't be read; give a path or sqlite:///PATH") from error
+            raise StoreError(f"the store's URL can't be read; {choice}") from error
         if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-            raise StoreError(f"{url.render_as_string()}: not a ledger; give a path or sqlite:///PATH")
+            raise StoreError(f"{url.get_backend_name()} is no ledger's kind of store; {choice}")
         return cls(SqliteFile(Path(url.database)))
+
+    @property
+    def where(self) -> str:
+        """Return the store's place, without a password."""
+        return self._database.where
 
     def close(self) -> None:
         self._database.close()
@@ -76,6 +94,8 @@ class Store:
                     gaps.append((record.id, record.test, record.start, record.end, record.rows))
                 case EpochRecord():
                     epochs.append(record)
+        if exposures or pairs:
+            self._database.make_room(row[0] for rows in (exposures, pairs) for row in rows)
         with self._database.transaction():
             new = self._database.insert_new(EXPOSURES, exposures)
             self._database.insert_new(INPUTS, inputs)
@@ -100,7 +120,7 @@ class Store:
             wanted.append(EXPOSURES.c.at >= timestamp(since))
         # A clock set back parts the order of ids from that of times; so the first id is looked up, not computed.
         with self._database.available():
-            first = self._connection.execute(select(func.min(EXPOSURES.c.id)).where(*wanted)).scalar()
+            first = self._connection.execute(select(EXPOSURES.c.id).where(*wanted).order_by(EXPOSURES.c.id).limit(1)).scalar()
         if first is None:
             return
         page = select(EXPOSURES).where(*wanted).order_by(EXPOSURES.c.id).limit(PAGE_ROWS)
@@ -153,7 +173,7 @@ class Store:
         record = EpochRecord(test=test, epoch=epoch, actor=actor, reason=reason, at=at, document=document.decode())
         digest = record.digest()
         newest = select(func.max(EPOCHS.c.epoch)).where(EPOCHS.c.test == test)
-        with self._database.transaction(durable=True):
+        with self._database.transaction(durable=True, alone=EPOCHS):
             if self._digest(record) == digest:
                 return False
             found = self._connection.execute(newest).scalar() or 0
@@ -162,7 +182,10 @@ class Store:
         return True
 
     def change_counter(self) -> int:
-        """Return a number that is another one once any other connection has committed; cheap enough to be polled."""
+        """Return a number that is another one once another connection has made an epoch; cheap enough to be polled.
+
+        It may change for less: any commit of another connection changes an SQLite file's.
+        """
         return self._database.change_counter()
 
     def shipped(self, segment: str) -> int:
@@ -179,6 +202,49 @@ class Store:
         """Return the customer's bucket as the database computes it, by the function that its own queries use."""
         with self._database.available():
             return int(self._connection.execute(select(func.contender_bucket(salt, key))).scalar_one())
+
+    def migrate(self) -> str | None:
+        """Bring the schema up to this program's; return the revision that was there, None for an empty database.
+
+        Several may do so at once: one works, the others wait. Raises SchemaMismatch if the schema is newer.
+        """
+        return self._database.migrate()
+
+    def revision(self) -> str | None:
+        """Return the revision of the schema that is there; None for none."""
+        return self._database.revision()
+
+    def extents(self) -> dict[str, Extent]:
+        """Return how much each table holds, by its name. It counts, so it takes seconds where there are millions."""
+        return {str(table.name): self._database.extent(table) for table in METADATA.sorted_tables}
+
+    def prune(self, retention: Retention, *, seconds: float = 1.0) -> Pruned:
+        """Remove records older than they are kept, for about so many seconds; `more` if some are left."""
+        rows = partitions = 0
+        for table, days in ((INPUTS, retention.inputs), (EXPOSURES, retention.exposures), (PAIRS, retention.exposures)):
+            if days:
+                done = self._database.prune(table, today() - timedelta(days=days), seconds)
+                rows, partitions = rows + done.rows, partitions + done.partitions
+                if done.more:
+                    return Pruned(rows, partitions, more=True)
+        return Pruned(rows, partitions)
+
+    def forget(self, customers: Sequence[str]) -> int:
+        """Remove every row of a customer, who may stand there under several names; return how many exposures there were.
+
+        Rows that are still in a spool come afterwards.
+        """
+        mine = select(EXPOSURES.c.id).where(EXPOSURES.c.customer.in_(customers)).limit(FORGET_ROWS)
+        forgotten = 0
+        while True:
+            with self._database.transaction():
+                ids = list(self._connection.execute(mine).scalars())
+                for table in (INPUTS, PAIRS, EXPOSURES):
+                    self._connection.execute(delete(table).where(table.columns[0].in_(ids)))
+            forgotten += len(ids)
+            if len(ids) < FORGET_ROWS:
+                self._database.forget_traces()
+                return forgotten
 
     @property
     def _connection(self) -> Connection:

@@ -15,6 +15,18 @@ class InvalidEpoch(RouterError):
     """An epoch record that must not be used; the message names the field and what would be right."""
 
 
+class ClusterError(RouterError):
+    """A cluster's API could not be asked, or refused what was asked; the message is one line that says why."""
+
+
+class ChangeConflict(ClusterError):
+    """Somebody else changed the Experiment first. Nothing was changed."""
+
+
+class InvalidSecret(RouterError):
+    """The secret of the customer keys is missing, unreadable or too short; the message names the file."""
+
+
 def shown(value: object) -> str:
     """Return a value for a message: its first 80 characters, even where it is nested deeper than Python can write."""
     try:

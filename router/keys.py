@@ -5,6 +5,9 @@ Invariant: a key that could be read in two ways (a float, a boolean, an integer 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 from router.errors import InvalidKey, shown
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -43,6 +46,16 @@ def canonical_key(value: object, field: str, row: int | None = None) -> str | No
         f"{_where(field, row)}: {shown(value)} is a {_json_type(value)}; a customer key is a string or an integer"
         + (", because large ids lose digits as floats" if isinstance(value, float) else "")
     )
+
+
+def canonical_keys(column: Sequence[object], field: str) -> list[str | None]:
+    """Return the canonical form of each row's value, as `canonical_key` does, at once where all are plain text."""
+    if len(column) > 1 and set(map(type, column)) == {str}:
+        texts = cast("Sequence[str]", column)
+        whole = "".join(texts)
+        if whole.isascii() and "\0" not in whole and "" not in texts and max(map(len, texts)) <= MAX_LENGTH:
+            return list(texts)
+    return [canonical_key(value, field, row) for row, value in enumerate(column)]
 
 
 def _where(field: str, row: int | None) -> str:

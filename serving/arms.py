@@ -105,8 +105,12 @@ class Challengers:
         outcome: Answer | str = ERROR
         healthy = False
         try:
-            async with asyncio.timeout(self._budget_s):
+            if child.immediate:
+                # It can't be interrupted, and a timer would cost what a small model does.
                 outcome = await ask(child, message, count, call)
+            else:
+                async with asyncio.timeout(self._budget_s):
+                    outcome = await ask(child, message, count, call)
             healthy = True
         except TimeoutError:
             outcome = TIMEOUT

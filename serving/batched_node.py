@@ -24,6 +24,8 @@ log = logging.getLogger("contender.batched")
 class BatchedNode(LocalNode):
     """A MODEL node in the engine's process. Requests that the event loop has read before it scores are one batch."""
 
+    immediate = False
+
     def __init__(self, name: str, model: Model, observer: NodeObserver, tags: dict[str, Any]) -> None:
         super().__init__(name, model, observer, tags)
         self._model = model

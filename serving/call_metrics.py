@@ -13,13 +13,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving import stock_series
-from serving.distribution import Distribution, Histograms
+from serving.distribution import Distribution, Histograms, Times
 from serving.stock_series import StockLabels
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-
-Observe = Callable[[float], None]
 
 
 class CallMetrics:
@@ -43,8 +41,8 @@ class CallMetrics:
             stock_series.CLIENT, "Time of one call of a node, as Seldon's executor names it.", stock_series.CLIENT_LABELS
         )
         self._stock: StockLabels | None = None
-        self._node_children: dict[tuple[str, str, int], list[Observe]] = {}
-        self._request_children: dict[tuple[str, int], tuple[Callable[[float], None], list[Observe]]] = {}
+        self._node_times: dict[tuple[str, str, int], Times] = {}
+        self._requests: dict[tuple[str, int], tuple[Callable[[float], None], Times]] = {}
 
     def _distribution(self, name: str, documentation: str, labels: Sequence[str]) -> Distribution:
         made = Distribution(name, documentation, labels, self._registry)
@@ -57,20 +55,21 @@ class CallMetrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP request. `route` is one of the served routes, or "other"."""
-        count, observers = self._request_children.get((route, status)) or self._resolve_request(route, status)
+        count, times = self._requests.get((route, status)) or self._resolve_request(route, status)
         count(1)
-        for observe in observers:
-            observe(seconds)
+        times.observe(seconds)
 
     def node(self, node: str, method: str, status: int, seconds: float) -> None:
         """Count one call of a node; `status` is 200 or what it failed with."""
-        for observe in self._node_children.get((node, method, status)) or self._resolve_node(node, method, status):
-            observe(seconds)
+        times = self._node_times.get((node, method, status)) or self._resolve_node(node, method, status)
+        times.observe(seconds)
         if status != 200:
             self.node_errors.labels(node, method).inc()
 
     def flush(self) -> None:
         """Add to the exposed figures what is kept aside for speed. To be called now and then: others' scrapes need it."""
+        for times in (*(times for _, times in self._requests.values()), *self._node_times.values()):
+            times.flush()
         for distribution in self._distributions:
             distribution.flush()
 
@@ -83,19 +82,18 @@ class CallMetrics:
         exposed.register(Histograms(source, [each.name for each in self._distributions]))
         return generate_latest(exposed), CONTENT_TYPE_PLAIN_0_0_4
 
-    def _resolve_request(self, route: str, status: int) -> tuple[Callable[[float], None], list[Observe]]:
-        observers: list[Observe] = [self.request_seconds.child((route,), SECONDS).observe]
+    def _resolve_request(self, route: str, status: int) -> tuple[Callable[[float], None], Times]:
+        shown = [self.request_seconds.child((route,), SECONDS)]
         stock = None if self._stock is None else self._stock.server(route, status)
         if stock is not None:
-            observers.append(self.stock_server.child(stock, stock_series.BUCKETS).observe)
-        children = self._request_children[route, status] = self.requests.labels(route, str(status)).inc, observers
-        return children
+            shown.append(self.stock_server.child(stock, stock_series.BUCKETS))
+        found = self._requests[route, status] = self.requests.labels(route, str(status)).inc, Times(shown)
+        return found
 
-    def _resolve_node(self, node: str, method: str, status: int) -> list[Observe]:
-        children: list[Observe] = [self.node_seconds.child((node, method), SECONDS).observe]
+    def _resolve_node(self, node: str, method: str, status: int) -> Times:
+        shown = [self.node_seconds.child((node, method), SECONDS)]
         if self._stock is not None:
-            labels = self._stock.client(node, method, status)
-            children.append(self.stock_client.child(labels, stock_series.BUCKETS).observe)
+            shown.append(self.stock_client.child(self._stock.client(node, method, status), stock_series.BUCKETS))
         self.node_errors.labels(node, method)
-        self._node_children[node, method, status] = children
-        return children
+        times = self._node_times[node, method, status] = Times(shown)
+        return times

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,21 @@ def parse_rules(text: str, source: str) -> Rules:
     return rules
 
 
+class _Campaigns(dict[tuple[str, str | None], str]):
+    """The campaigns' ids as text for each (gender, band); made when first asked for, and kept for the bands that there are."""
+
+    def __init__(self, campaigns: Sequence[Campaign]) -> None:
+        super().__init__()
+        self._rules = campaigns
+
+    def __missing__(self, key: tuple[str, str | None]) -> str:
+        gender, age_band = key
+        found = ",".join(map(str, sorted(each.id for each in self._rules if _applies(each.when, gender, age_band))))
+        if age_band is None or age_band in AGE_BANDS:
+            self[key] = found
+        return found
+
+
 class Decider:
     """Rules prepared for serving: for each decile its gender, for each (gender, band) the campaigns as text."""
 
@@ -112,7 +128,7 @@ class Decider:
         self.rules = rules
         self.digest = rules.digest()
         self._gender: dict[Any, str] = {decile: name for name, rule in rules.gender.items() for decile in rule.deciles}
-        self._campaigns: dict[tuple[str, str | None], str] = {}
+        self._campaigns = _Campaigns(rules.campaigns)
 
     def gender(self, decile: object) -> str:
         """Return the gender of a score decile, "" where none is assigned."""
@@ -120,13 +136,7 @@ class Decider:
 
     def campaigns(self, gender: str, age_band: str | None) -> str:
         """Return the campaigns' ids in ascending order, such as "1,2,5"; "" where none applies."""
-        found = self._campaigns.get((gender, age_band))
-        if found is None:
-            ids = sorted(c.id for c in self.rules.campaigns if _applies(c.when, gender, age_band))
-            found = ",".join(map(str, ids))
-            if age_band is None or age_band in AGE_BANDS:
-                self._campaigns[gender, age_band] = found
-        return found
+        return self._campaigns[gender, age_band]
 
     def decide(self, table: Table) -> Table:
         """Return the table with `gender` after `gender_decile`, and `campaigns` last.
@@ -136,13 +146,14 @@ class Decider:
         for name in ("gender_decile", "age_band"):
             if name not in table.names:
                 raise CampaignsError(f"the model's answer has no column {name!r}; it has {', '.join(table.names)}")
-        at = table.names.index("gender_decile") + 1
-        genders = [self._gender.get(decile, "") for decile in table.columns[at - 1]]
-        bands: Sequence[str | None] = table.columns[table.names.index("age_band")]
-        campaigns = [self.campaigns(gender, band) for gender, band in zip(genders, bands, strict=True)]
+        names, columns = table.names, table.columns
+        at = names.index("gender_decile") + 1
+        genders = list(map(self._gender.get, columns[at - 1], repeat("")))
+        pairs: Iterable[tuple[str, str | None]] = zip(genders, columns[names.index("age_band")], strict=True)
+        campaigns = list(map(self._campaigns.__getitem__, pairs))
         return Table(
-            [*table.names[:at], "gender", *table.names[at:], "campaigns"],
-            columns=[*table.columns[:at], genders, *table.columns[at:], campaigns],
+            [*names[:at], "gender", *names[at:], "campaigns"],
+            columns=[*columns[:at], genders, *columns[at:], campaigns],
         )
 
 

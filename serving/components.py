@@ -17,6 +17,7 @@ import numpy as np
 from router.epoch import CHAMPION
 from router.errors import InvalidKey
 from router.keys import canonical_key
+from router.pseudonyms import read_secret
 from router.sources import EpochFile
 from serving.bundle import Bundle
 from serving.campaigns import RulesFile
@@ -118,12 +119,15 @@ class Router(_Unit):
     """The ROUTER node for Seldon's own executor, which can send a request to one arm only (the engine splits by row instead).
 
     All rows of one arm: that arm. Otherwise, or without an epoch: the champion. The epoch comes from the file that the
-    environment variable CONTENDER_EPOCH_FILE names.
+    environment variable CONTENDER_EPOCH_FILE names; its pins need the secret of the customer keys, where there is one, in the
+    file CONTENDER_KEY_SECRET_FILE.
     """
 
     def __init__(self, contender: str = "v1", key: str = "device_id") -> None:
         self._key = key
-        self._epochs = EpochFile(Path(os.environ.get("CONTENDER_EPOCH_FILE", "epoch.json")))
+        secret = os.environ.get("CONTENDER_KEY_SECRET_FILE")
+        path = Path(os.environ.get("CONTENDER_EPOCH_FILE", "epoch.json"))
+        self._epochs = EpochFile(path, secret=read_secret(Path(secret)) if secret else b"")
 
     def route_raw(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return the index of the arm for a parsed message, and in the tags whether the rows disagreed. Raises BadRequest."""

@@ -6,8 +6,9 @@ bucket, because the library's own takes one value at a time and a lock for each;
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter
@@ -21,7 +22,7 @@ LAST = "+Inf"
 """The `le` of the last bucket. It is made last, so that who reads another process' buckets knows when they are complete."""
 
 WAITING = 4096
-"""How many values of columns may wait for the next flush."""
+"""How many durations, or values of columns, may wait for the next flush."""
 
 
 class Source(Protocol):
@@ -66,10 +67,12 @@ class Buckets:
         self._pending = False
         self._values: list[Any] = []
 
-    def observe(self, value: float) -> None:
-        """Count one finite value of at least 0."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def add(self, ascending: Sequence[float]) -> None:
+        """Count finite values of at least 0, in ascending order."""
+        ends = [bisect_right(ascending, bound) for bound in self._bounds]
+        for place, (begin, end) in enumerate(pairwise((0, *ends, len(ascending)))):
+            self._counts[place] += end - begin
+        self._sum += sum(ascending)
         self._pending = True
 
     def extend(self, values: Iterable[Any]) -> None:
@@ -104,6 +107,30 @@ class Buckets:
         self._counts = [before + more for before, more in zip(self._counts, found, strict=True)]
         self._sum += float(numbers[np.isfinite(numbers) & (numbers > 0)].sum())
         self._pending = True
+
+
+class Times:
+    """Durations of one kind of event, which several distributions show."""
+
+    __slots__ = ("_shown", "_waiting")
+
+    def __init__(self, shown: Sequence[Buckets]) -> None:
+        self._shown = shown
+        self._waiting: list[float] = []
+
+    def observe(self, seconds: float) -> None:
+        """Count one event."""
+        self._waiting.append(seconds)
+        if len(self._waiting) > WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what came since the last time."""
+        if self._waiting:
+            self._waiting.sort()
+            for buckets in self._shown:
+                buckets.add(self._waiting)
+            self._waiting.clear()
 
 
 class Histograms(Collector):

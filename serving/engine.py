@@ -26,11 +26,21 @@ class Child(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def immediate(self) -> bool:
+        """Whether `predict` never waits: all of it is computed in this process, and nothing can interrupt it."""
+        ...
+
     async def predict(self, message: Message, call: Call) -> Message: ...
 
 
 class Split(Protocol):
     """A router evaluated in the engine's process. It may ask any of its children, with any message, any number of times."""
+
+    @property
+    def immediate(self) -> bool:
+        """Whether it never waits for anything but its children."""
+        ...
 
     async def predict(self, message: Message, call: Call, children: Sequence[Child]) -> Message: ...
 
@@ -149,6 +159,10 @@ class _Subtree:
         self._children = tuple(_Subtree(child, nodes, splits, inject_routing=inject_routing) for child in unit.children)
         self._node = nodes.get(unit.key)
         self._split = splits.get(unit.name) if unit.children else None
+        # Without a split several children are tasks of their own, between which others have their turn.
+        one_by_one = len(self._children) < 2 if self._split is None else self._split.immediate
+        here = self._split is not None or (self._node is not None and self._node.immediate)
+        self.immediate: bool = here and one_by_one and all(child.immediate for child in self._children)
         node = self._node or _Missing(unit.name)
 
         def if_any(method: str, *types: str) -> bool:
@@ -170,7 +184,9 @@ class _Subtree:
         if self._input is not None:
             call.routing[self.name] = routing.ALL
             message = await self._input(message, call)
-        if self._children:
+        if self._split is not None:
+            message = await self._split.predict(message, call, self._children)
+        elif self._children:
             message = await self._ask_children(message, call)
         if self._output is not None:
             call.routing[self.name] = routing.ALL
@@ -183,8 +199,6 @@ class _Subtree:
         return routing.inject(message, call.routing) if self._inject else message
 
     async def _ask_children(self, message: Message, call: Call) -> Message:
-        if self._split is not None:
-            return await self._split.predict(message, call, self._children)
         index = await self._choose(message, call)
         if index == routing.NONE:
             call.routing[self.name] = index

@@ -85,6 +85,15 @@ class GraphNode:
 
 
 @dataclass(frozen=True, slots=True)
+class Container:
+    """A container of the componentSpecs: which of them it is in, and its port named `http` (0: none is named)."""
+
+    name: str
+    component: int
+    http_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Predictor:
     """One graph of a deployment with its containers' environments. `image` is looked up by the container's name."""
 
@@ -93,6 +102,7 @@ class Predictor:
     environments: Mapping[str, Mapping[str, str]]
     images: Mapping[str, str]
     annotations: Mapping[str, str]
+    containers: tuple[Container, ...] = ()
 
     def environment(self, container: str) -> Mapping[str, str]:
         """Return the environment of a node's container; {} where it has none."""
@@ -206,18 +216,25 @@ def _checked_types(spec: Any, source: str) -> Predictor:
 
 
 def _predictor(spec: Any) -> Predictor:
-    containers = [
-        container
-        for component in _list(spec, "componentSpecs")
+    placed = [
+        (index, container)
+        for index, component in enumerate(_list(spec, "componentSpecs"))
         for container in _list(_object(component, "spec"), "containers")
     ]
+    containers = [container for _, container in placed]
     return Predictor(
         _text(spec, "name"),
         _node(_object(spec, "graph"), Counter()),
         {_text(each, "name"): _environment(each) for each in containers},
         {_text(each, "name"): _text(each, "image") for each in containers},
         _object(spec, "annotations"),
+        tuple([Container(_text(each, "name"), index, _http_port(each)) for index, each in placed]),
     )
+
+
+def _http_port(container: Any) -> int:
+    ports: dict[str, int] = {_text(each, "name"): _member(each, "containerPort", int) for each in _list(container, "ports")}
+    return ports.get("http", 0)
 
 
 def _environment(container: Any) -> dict[str, str]:

@@ -6,6 +6,8 @@ and band alone as in any batch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -14,8 +16,11 @@ from numpy.typing import NDArray
 
 Output = NDArray[np.floating[Any]]
 
+FEW_ROWS = 8
+"""Up to so many rows, what `decisions` does is done without numpy, whose overhead is ten times the work of one row."""
 
-class BinaryHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="binary", tag_field="kind"):
+
+class BinaryHead(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True, tag="binary", tag_field="kind"):
     """A yes-or-no question. `name` is its model output: the probability of `positive`, shape (rows,).
 
     Fills the columns `score` (that probability) and `decile`. `edges` are nine scores, descending; a row's decile is 1 + the
@@ -36,23 +41,26 @@ class BinaryHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="b
     def columns(self, output: Output) -> dict[str, list[Any]]:
         """Return the score and decile of each row."""
         scores = output.tolist()
-        if len(scores) == 1:
-            # What `decisions` does, without numpy's overhead, which is ten times the work of one row.
-            return {self.score: scores, self.decile: [1 + sum([edge > scores[0] for edge in self.edges])]}
+        if len(scores) <= FEW_ROWS:
+            ascending = self._ascending[1]
+            return {self.score: scores, self.decile: [10 - bisect_right(ascending, score) for score in scores]}
         return {self.score: scores, self.decile: self.decisions(output).tolist()}
+
+    @cached_property
+    def _ascending(self) -> tuple[NDArray[np.float64], list[float]]:
+        return np.array(self.edges[::-1]), self.edges[::-1]
 
     def decisions(self, output: Output) -> NDArray[np.intp]:
         """Return the decile, 1 to 10, of each row."""
         # Edges at or below the score lie left of its place among the ascending edges; compared as doubles.
-        ascending = np.array(self.edges[::-1])
-        return 10 - np.searchsorted(ascending, output.astype(np.float64), side="right")
+        return 10 - self._ascending[0].searchsorted(output.astype(np.float64), side="right")
 
     def margins(self, output: Output) -> NDArray[np.float64]:
         """Return how far each row's score is from the nearest edge."""
         return _distances(output, self.edges)
 
 
-class RegressionHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="regression", tag_field="kind"):
+class RegressionHead(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True, tag="regression", tag_field="kind"):
     """A number, put into bands on its unrounded value. `name` is its model output, shape (rows,).
 
     Fills the columns `value` and `band`. Band i ends at `edges[i]`, inclusive; the last has no end.
@@ -74,21 +82,26 @@ class RegressionHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     def columns(self, output: Output) -> dict[str, list[Any]]:
         """Return the value and band of each row."""
         values = output.tolist()
-        if len(values) == 1:
+        if len(values) <= FEW_ROWS:
             # As `decisions`: NaN lies beyond the last edge.
-            return {self.value: values, self.band: [self.labels[sum([not edge >= values[0] for edge in self.edges])]]}
+            bands = [self.labels[sum([not edge >= value for edge in self.edges])] for value in values]
+            return {self.value: values, self.band: bands}
         return {self.value: values, self.band: _named(self.labels, self.decisions(output))}
 
     def decisions(self, output: Output) -> NDArray[np.intp]:
         """Return the band's index of each row."""
-        return np.searchsorted(np.array(self.edges), output.astype(np.float64), side="left")
+        return self._edges.searchsorted(output.astype(np.float64), side="left")
+
+    @cached_property
+    def _edges(self) -> NDArray[np.float64]:
+        return np.array(self.edges)
 
     def margins(self, output: Output) -> NDArray[np.float64]:
         """Return how far each row's value is from the nearest edge."""
         return _distances(output, self.edges)
 
 
-class MulticlassHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="multiclass", tag_field="kind"):
+class MulticlassHead(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True, tag="multiclass", tag_field="kind"):
     """A choice among bands. `name` is its model output: the bands' probabilities, shape (rows, bands).
 
     Fills the column `band` with the label of the greatest probability × weight, and the column `value` with nulls (a classifier
@@ -109,16 +122,24 @@ class MulticlassHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
     def columns(self, output: Output) -> dict[str, list[Any]]:
         """Return nulls and the band of each row."""
+        if len(output) <= FEW_ROWS:
+            weighted = [[each * weight for each, weight in zip(row, self.weights, strict=True)] for row in output.tolist()]
+            if all(each == each for row in weighted for each in row):  # noqa: PLR0124 - no NaN, which is numpy's affair
+                return {self.value: [None] * len(output), self.band: [self.labels[row.index(max(row))] for row in weighted]}
         return {self.value: [None] * len(output), self.band: _named(self.labels, self.decisions(output))}
 
     def decisions(self, output: Output) -> NDArray[np.intp]:
         """Return the band's index of each row."""
-        best: NDArray[np.intp] = np.argmax(output * np.array(self.weights), axis=1)
+        best: NDArray[np.intp] = (output * self._weights).argmax(axis=1)
         return best
+
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        return np.array(self.weights)
 
     def margins(self, output: Output) -> NDArray[np.float64]:
         """Return by how much each row's best weighted probability leads the second."""
-        ordered: NDArray[np.float64] = np.sort(output * np.array(self.weights), axis=1)
+        ordered: NDArray[np.float64] = np.sort(output * self._weights, axis=1)
         return ordered[:, -1] - ordered[:, -2]
 
 

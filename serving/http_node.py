@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from serving import wire
 from serving.errors import NodeFailed, NodeUnreachable, ServingError
@@ -22,6 +22,9 @@ NOT_FORWARDED = frozenset(
     b" upgrade".split()
 )
 
+FIRST_PAUSE_SECONDS = 0.02
+"""Before a call is tried again; each further pause is twice as long."""
+
 PROBE_SECONDS = 2.0
 """How long a node may take to accept a probe's connection, or to answer a full health check."""
 
@@ -32,6 +35,8 @@ class HttpNode:
     With `full_health_checks` the node is ready if it says so, else as soon as its port accepts connections.
     """
 
+    immediate = False
+
     def __init__(
         self,
         name: str,
@@ -40,12 +45,15 @@ class HttpNode:
         *,
         full_health_checks: bool = False,
         observer: NodeObserver | None = None,
+        patience_seconds: float = 0.0,
     ) -> None:
+        """`patience_seconds` is how long a connection that is refused or breaks is tried again; 0: never."""
         self.name = name
         self._endpoint = endpoint
         self._client = client
         self._full_health_checks = full_health_checks
         self._observer = observer
+        self._patience_seconds = patience_seconds
 
     async def predict(self, message: Message, call: Call) -> Message:
         return await self._post("predict", message, call)
@@ -97,18 +105,20 @@ class HttpNode:
         if message.content_encoding is not None:
             about += b"Content-Encoding: %b\r\n" % message.content_encoding.encode("latin-1")
         at = self._endpoint
-        asked = self._client.post(at.host, at.port, f"/{method}", _forwarded(call), about, message.body)
-        return await self._ask(method, call, asked)
+        forwarded = _forwarded(call)
+        return await self._ask(
+            method, call, lambda: self._client.post(at.host, at.port, f"/{method}", forwarded, about, message.body)
+        )
 
     async def _get(self, method: str, call: Call) -> Message:
         at = self._endpoint
-        return await self._ask(method, call, self._client.get(at.host, at.port, f"/{method}", _forwarded(call)))
+        return await self._ask(method, call, lambda: self._client.get(at.host, at.port, f"/{method}", _forwarded(call)))
 
-    async def _ask(self, method: str, call: Call, asked: Awaitable[Response]) -> Message:
+    async def _ask(self, method: str, call: Call, ask: Callable[[], Awaitable[Response]]) -> Message:
         status = 500
         started = time.perf_counter()
         try:
-            answer = await asked
+            answer = await self._patiently(method, ask)
             status = answer.status
             message = _message(answer, call)
         except (OSError, zlib.error) as error:
@@ -121,6 +131,20 @@ class HttpNode:
         if status != 200:
             raise NodeFailed(self.name, status, message.body, message.content_type, message.content_encoding)
         return message
+
+    async def _patiently(self, method: str, ask: Callable[[], Awaitable[Response]]) -> Response:
+        """Ask until there is an answer. Nothing but feedback changes a node, so nothing else is done twice by asking twice."""
+        patience = 0.0 if method == "send-feedback" else self._patience_seconds
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await ask()
+            except OSError as error:
+                if isinstance(error, TimeoutError) or pause > patience:
+                    raise
+            await asyncio.sleep(pause)
+            patience -= pause
+            pause *= 2
 
 
 def _message(answer: Response, call: Call) -> Message:

@@ -28,6 +28,8 @@ class Component(Protocol):
 class LocalNode:
     """Runs a component where its graph type says: as a model, or as a transformer before or after its children."""
 
+    immediate = True
+
     def __init__(self, name: str, component: Component, observer: NodeObserver, tags: dict[str, Any] | None = None) -> None:
         self.name = name
         self._component = component

@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -20,7 +19,7 @@ from router.epoch import CHAMPION, Epoch
 from router.split import HASH, NO_KEY
 from serving.arms import DIGEST, ERROR, REFUSED, TIMEOUT
 from serving.call_metrics import CallMetrics
-from serving.distribution import Buckets
+from serving.distribution import WAITING
 
 if TYPE_CHECKING:
     from ledger.records import ExposureBatch
@@ -30,8 +29,13 @@ BREAKER_STATES = (CLOSED, HALF_OPEN, OPEN)
 FALLBACKS = (ERROR, TIMEOUT, DIGEST, REFUSED)
 PROBABILITIES = tuple(step / 20 for step in range(1, 21))
 NO_CAMPAIGN, UNKNOWN_CAMPAIGN = "none", "other"
-DECISIONS = 4096
-"""How many different decisions may wait for the next flush; rules make a few dozen, a foreign node may make any."""
+
+
+class _Said(NamedTuple):
+    """What an arm that served has said since the last flush: the values of the columns that are watched, and the decisions."""
+
+    scores: list[tuple[str, list[Any]]]
+    decisions: list[Any]
 
 
 class Metrics(CallMetrics):
@@ -59,7 +63,14 @@ class Metrics(CallMetrics):
         )
         self.epoch_age = Gauge(
             "contender_epoch_age_seconds",
-            "Time since the epoch in use was set; over workers the longest.",
+            "Time since the epoch in use was confirmed by the ledger or the API server; over workers the longest.",
+            ["test"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.epoch_changed = Gauge(
+            "contender_epoch_changed_timestamp_seconds",
+            "Unix time at which the epoch was taken over; over workers the latest.",
             ["test"],
             multiprocess_mode="livemax",
             registry=registry,
@@ -91,6 +102,12 @@ class Metrics(CallMetrics):
         self.spool_bytes = Gauge(
             "contender_spool_bytes", "Bytes in the spool's segments.", multiprocess_mode="livemax", registry=registry
         )
+        self.spool_limit = Gauge(
+            "contender_spool_limit_bytes",
+            "Bytes that the spool's segments may reach.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.lag_bytes = Gauge(
             "contender_ledger_lag_bytes", "Bytes not shipped to the store.", multiprocess_mode="livemax", registry=registry
         )
@@ -107,6 +124,7 @@ class Metrics(CallMetrics):
         self.shipping_errors = Counter(
             "contender_ledger_errors", "Shipping passes that failed; they are tried again.", registry=registry
         )
+        self.worker_restarts = Counter("contender_worker_restarts", "Workers that died and were replaced.", registry=registry)
         for what in ("epoch", "rules"):
             self.refused.labels(what)
         self.shadow_rows = Counter(
@@ -116,12 +134,11 @@ class Metrics(CallMetrics):
             registry=registry,
         )
         self._campaign_ids: frozenset[str] = frozenset()
-        self._epoch_set: tuple[Callable[[float], None], float] | None = None
         self._breakers: dict[str, str] = {}
         self._row_children: dict[tuple[str, str, str], Callable[[float], None]] = {}
         self._score_bounds: dict[str, Sequence[float]] = {}
-        self._score_children: dict[str, list[tuple[str, Buckets]]] = {}
-        self._decided: Tally[tuple[str, str]] = Tally()
+        self._said: dict[str, _Said] = {}
+        self._rows_waiting = 0
 
     def watch_scores(self, heads: Iterable[Head]) -> None:
         """Show the distribution of these heads' scores: a probability's in steps of 0.05, a value's around its bands."""
@@ -135,28 +152,31 @@ class Metrics(CallMetrics):
 
     def campaigns_in_use(self, ids: Iterable[int]) -> None:
         """Count these campaigns from now on. Those of former rules keep their series."""
-        self._flush_campaigns()
+        self._flush_rows()
         self._campaign_ids = frozenset(map(str, ids))
 
     def rows(self, batch: ExposureBatch) -> None:
         """Count the rows of one answered request, their scores and their campaigns."""
         assigned, served, reasons = batch.assigned, batch.served, batch.reasons
-        decided = batch.decision.get("campaigns") if self._campaign_ids else None
-        if len(served) == 1:
-            self._row((assigned[0], served[0], reasons[0]))(1)
+        arms = set(served)
+        if assigned == served and reasons.count(reasons[0]) == len(served):
+            for arm in arms:
+                self._row((arm, arm, reasons[0]))(served.count(arm))
         else:
             for key, count in Tally(zip(assigned, served, reasons, strict=True)).items():
                 self._row(key)(count)
-        arms = set(served)
+        decided = batch.decision.get("campaigns")
         for arm in arms:
             chosen = None if len(arms) == 1 else [by == arm for by in served]
-            for column, buckets in self._score_children.get(arm) or self._watched(arm):
-                values = batch.scores.get(column, ())
-                buckets.extend(values if chosen is None else compress(values, chosen))
-        if decided is not None:
-            self._decided.update(zip(served, map(str, decided), strict=False))
-            if len(self._decided) > DECISIONS:
-                self._flush_campaigns()
+            said = self._said.get(arm) or self._said_by(arm)
+            for column, values in said.scores:
+                found = batch.scores.get(column, ())
+                values.extend(found if chosen is None else compress(found, chosen))
+            if decided is not None:
+                said.decisions.extend(decided if chosen is None else compress(decided, chosen))
+        self._rows_waiting += len(served)
+        if self._rows_waiting > WAITING:
+            self._flush_rows()
 
     def unrecorded(self, rows: int) -> None:
         """Count rows that the champion answered while nothing could be recorded."""
@@ -172,21 +192,29 @@ class Metrics(CallMetrics):
             child = self._row_children[key] = self.rows_answered.labels(*key).inc
         return child
 
-    def _watched(self, arm: str) -> list[tuple[str, Buckets]]:
-        """Return the score columns that are watched, with the arm's buckets for each."""
-        found = [(column, self.scores.child((arm, column), bounds)) for column, bounds in self._score_bounds.items()]
-        self._score_children[arm] = found
+    def _said_by(self, arm: str) -> _Said:
+        found = self._said[arm] = _Said([(column, []) for column in self._score_bounds], [])
         return found
 
-    def _flush_campaigns(self) -> None:
-        known = self._campaign_ids | {NO_CAMPAIGN}
-        rows: Tally[tuple[str, str]] = Tally()
-        for (arm, text), count in self._decided.items():
-            for campaign in set(text.split(",")) - {""} or {NO_CAMPAIGN}:
-                rows[arm, campaign if campaign in known else UNKNOWN_CAMPAIGN] += count
-        for (arm, campaign), count in rows.items():
-            self.campaigns.labels(arm, campaign).inc(count)
-        self._decided.clear()
+    def _flush_rows(self) -> None:
+        for arm, said in self._said.items():
+            for column, values in said.scores:
+                self.scores.child((arm, column), self._score_bounds[column]).extend(values)
+                values.clear()
+            rows: Tally[str] = Tally()
+            for text, count in Tally(map(str, said.decisions)).items():
+                for campaign in set(text.split(",")) - {""} or {NO_CAMPAIGN}:
+                    rows[campaign if self._known(campaign) else UNKNOWN_CAMPAIGN] += count
+            said.decisions.clear()
+            for campaign, count in rows.items():
+                self.campaigns.labels(arm, campaign).inc(count)
+        self._rows_waiting = 0
+
+    def _known(self, campaign: str) -> bool:
+        """Return whether this is a campaign's id; where the rules are in a container of their own, any of two digits may be."""
+        if campaign == NO_CAMPAIGN or campaign in self._campaign_ids:
+            return True
+        return not self._campaign_ids and len(campaign) <= 2 and campaign.isascii() and campaign.isdigit()
 
     def breaker(self, arm: str, state: str) -> None:
         """Show the state of a challenger's breaker."""
@@ -194,10 +222,18 @@ class Metrics(CallMetrics):
             self._breakers[arm] = state
             self.breaker_state.labels(arm).set(BREAKER_STATES.index(state))
 
+    def no_epoch(self, test: str) -> None:
+        """Show that there is none yet."""
+        self.epoch.labels(test).set(0)
+
+    def epoch_age_is(self, test: str, seconds: float) -> None:
+        """Show how long ago the epoch was confirmed."""
+        self.epoch_age.labels(test).set(seconds)
+
     def epoch_in_use(self, epoch: Epoch) -> None:
         """Show the epoch and its shares, and begin the series of its arms at 0, so that their first increase is seen."""
         self.epoch.labels(epoch.test).set(epoch.epoch)
-        self._epoch_set = self.epoch_age.labels(epoch.test).set, _instant(epoch.at)
+        self.epoch_changed.labels(epoch.test).set(time.time())
         for arm in (CHAMPION, *epoch.arms):
             self.share.labels(epoch.test, arm).set(epoch.share(arm) / BUCKETS)
             self._row((arm, arm, HASH))
@@ -209,20 +245,9 @@ class Metrics(CallMetrics):
         self.flush()
 
     def flush(self) -> None:
-        """Bring the epoch's age up to date, and what is kept aside for speed."""
+        """Bring up to date what is kept aside for speed."""
+        self._flush_rows()
         super().flush()
-        self._flush_campaigns()
-        if self._epoch_set is not None:
-            show, since = self._epoch_set
-            show(max(0.0, time.time() - since))
-
-
-def _instant(text: str) -> float:
-    """Return the Unix time of an epoch's `at`; the present where its writer put no RFC 3339 time there."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return time.time()
 
 
 def _bounds(edges: Sequence[float]) -> list[float]:

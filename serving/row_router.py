@@ -7,16 +7,16 @@ while that can't be, the champion alone serves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol
 
-from ledger.records import ExposureBatch, Inputs, timestamp, uuid7
+from ledger.records import ExposureBatch, Inputs, Now, uuid7
 from router.epoch import CHAMPION, Epoch
 from router.errors import InvalidKey
-from router.keys import canonical_key
-from router.split import NO_EPOCH, Assignment, Splitter
+from router.keys import canonical_key, canonical_keys
+from router.split import KILL, NO_EPOCH, STALE, Assignment, Assignments, Splitter
 from serving.arms import DIGEST, ERROR, Answer, Arms, Challengers, ask
 from serving.engine import AnswerAgain, Child
 from serving.errors import BadRequest
@@ -48,6 +48,14 @@ class RowObserver(Protocol):
     def unrecorded(self, rows: int) -> None: ...
 
 
+class Part(NamedTuple):
+    """What one child answered: its index, the rows it was asked for, and its answer to them, in this order."""
+
+    child: int
+    rows: Sequence[int]
+    answer: Answer
+
+
 @dataclass(slots=True)
 class Routed:
     """One request between its split and its record. Lists hold one value a row, in input order."""
@@ -58,30 +66,46 @@ class Routed:
     table: Table
     keys: list[str | None]
     epoch: Epoch | None
-    buckets: list[int | None]
-    assigned: list[str]
+    assigned: Assignments
     served: list[str]
     reasons: list[str]
-    propensities: list[float]
-    digests: list[str]
-    parts: list[tuple[int, list[int], Answer]]
-    """The child's index, the rows it answered, and its answer."""
+    parts: list[Part]
 
-    def merged(self) -> Table:
-        """Return the arms' answers in input order. The last part is the champion's, where it answered any row."""
-        names = self.parts[-1][2].table.names
+    @property
+    def mixed(self) -> bool:
+        """Tell whether several arms served."""
+        return self.served.count(self.served[0]) != len(self.served)
+
+    def merged(self) -> tuple[Table, list[str]]:
+        """Return the arms' answers and each row's digest in input order.
+
+        The last part is the champion's, where it answered any row.
+        """
+        _, _, (table, digest) = self.parts[-1]
         if len(self.parts) == 1:
-            return self.parts[0][2].table
-        columns: list[list[Any]] = [[None] * self.table.count for _ in names]
-        for _, rows, answer in self.parts:
-            for column, values in zip(columns, answer.table.columns, strict=True):
-                for row, value in zip(rows, values, strict=True):
-                    column[row] = value
-        return Table(names, columns=columns)
+            return table, [digest] * self.table.count
+        places = [0] * self.table.count
+        place = 0
+        for _, rows, _ in self.parts:
+            for row in rows:
+                places[row] = place
+                place += 1
+        ordered = itemgetter(*places)
+
+        def merge(parts: Iterable[list[Any]]) -> list[Any]:
+            whole: list[Any] = []
+            for part in parts:
+                whole += part
+            return list(ordered(whole))
+
+        columns = list(map(merge, zip(*[answer.table.columns for _, _, answer in self.parts], strict=True)))
+        return Table(table.names, columns=columns), merge([answer.digest] * len(rows) for _, rows, answer in self.parts)
 
 
 class RowRouter:
     """Evaluates a ROUTER node with the parameter contender=v1 in the engine's process (a `Split` of the engine)."""
+
+    immediate = True
 
     def __init__(
         self,
@@ -99,8 +123,12 @@ class RowRouter:
         max_rows: int = 10_000,
         keep_inputs: bool = True,
         shadow: Shadow | None = None,
+        pseudonym: Callable[[str], str] | None = None,
     ) -> None:
-        """`check` validates all rows before any arm is asked; without a `shadow` the epochs' flag has no effect."""
+        """`check` validates all rows before any arm is asked; without a `shadow` the epochs' flag has no effect.
+
+        `pseudonym` makes what is recorded for a customer key; None records the key.
+        """
         self._name = name
         self._test = test
         self._key = key
@@ -114,6 +142,8 @@ class RowRouter:
         self._max_rows = max_rows
         self._keep_inputs = keep_inputs
         self._shadow = shadow
+        self._pseudonym = pseudonym
+        self._now = Now()
 
     async def predict(self, message: Message, call: Call, children: Sequence[Child]) -> Message:
         """Answer the key, the arm that served and the model's columns for each row.
@@ -127,12 +157,11 @@ class RowRouter:
         self._check(table)
         splitter = self._epochs.current
         if not self._recorder.open():
-            assigned = [UNRECORDED] * table.count
+            assigned = Assignments.of(UNRECORDED, times=table.count)
         elif splitter is None:
-            assigned = [WITHOUT_EPOCH] * table.count
+            assigned = Assignments.of(WITHOUT_EPOCH, times=table.count)
         else:
-            assigned = splitter.assign(keys)
-        arms, reasons, buckets, propensities = map(list, zip(*assigned, strict=True))
+            assigned = splitter.split(keys)
         routed = Routed(
             started=started,
             puid=puid,
@@ -140,18 +169,16 @@ class RowRouter:
             table=table,
             keys=keys,
             epoch=None if splitter is None else splitter.epoch,
-            buckets=buckets,
-            assigned=arms,
-            served=arms.copy(),
-            reasons=reasons,
-            propensities=propensities,
-            digests=[""] * table.count,
+            assigned=assigned,
+            served=assigned.arms.copy(),
+            reasons=assigned.reasons,
             parts=[],
         )
         await self._ask_arms(routed, call, children)
-        merged = routed.merged()
-        scores = {name: column for name, column in zip(merged.names, merged.columns, strict=True) if name != self._key}
-        call.finishers.append(lambda final: self._finish(final, routed, scores, call, children))
+        merged, digests = routed.merged()
+        scores = dict(zip(merged.names, merged.columns, strict=True))
+        scores.pop(self._key, None)
+        call.finishers.append(lambda final: self._finish(final, routed, scores, digests, call, children))
         return Message.of(Table([self._key, "arm", *scores], columns=[echo, routed.served, *scores.values()]), message.meta)
 
     def _keys(self, message: Message, table: Table, call: Call) -> tuple[list[str | None], list[Any]]:
@@ -162,7 +189,7 @@ class RowRouter:
             if column is None:
                 keys: list[str | None] = [None] * table.count
             else:
-                keys = [canonical_key(value, field, row) for row, value in enumerate(column)]
+                keys = canonical_keys(column, field)
             if None not in keys:
                 return keys, column or []
             tags = message.meta.get("tags")
@@ -190,9 +217,11 @@ class RowRouter:
     async def _ask_arms(self, routed: Routed, call: Call, children: Sequence[Child]) -> None:
         """Ask each arm for its rows, challengers first, so that the champion can answer theirs too if they fail."""
         roles = self._arms.resolve(routed.epoch)
-        rows_of: dict[str, list[int]] = {}
-        for row, arm in enumerate(routed.served):
-            rows_of.setdefault(arm, []).append(row)
+        served = routed.served
+        if routed.mixed:
+            rows_of = {arm: [row for row, each in enumerate(served) if each == arm] for arm in dict.fromkeys(served)}
+        else:
+            rows_of = {served[0]: list(range(len(served)))}
         to_champion = rows_of.pop(CHAMPION, [])
         for arm, rows in rows_of.items():
             outcome = await self._ask_challenger(arm, roles.get(arm), rows, routed, call, children)
@@ -235,47 +264,49 @@ class RowRouter:
 
     def _add(self, routed: Routed, index: int, rows: list[int], answer: Answer) -> list[int]:
         """Add a part; return the rows of earlier parts with other columns, which are taken out."""
-        digest = answer.digest
-        self._arms.learn(index, digest)
-        for row in rows:
-            routed.digests[row] = digest
-        misfits = [part for part in routed.parts if part[2].table.names != answer.table.names]
-        routed.parts = [part for part in routed.parts if part not in misfits]
-        routed.parts.append((index, rows, answer))
-        return sorted(row for _, lost, _ in misfits for row in lost)
+        self._arms.learn(index, answer.digest)
+        misfits = [part for part in routed.parts if part.answer.table.names != answer.table.names]
+        routed.parts = [part for part in routed.parts if part not in misfits] if misfits else routed.parts
+        routed.parts.append(Part(index, rows, answer))
+        return sorted(row for part in misfits for row in part.rows)
 
     def _finish(
-        self, final: Message, routed: Routed, scores: dict[str, list[Any]], call: Call, children: Sequence[Child]
+        self,
+        final: Message,
+        routed: Routed,
+        scores: dict[str, list[Any]],
+        digests: list[str],
+        call: Call,
+        children: Sequence[Child],
     ) -> Message:
         """Add meta to the final answer and write the exposures, after the answer's bytes were made: nothing can fail then."""
         epoch = routed.epoch
         decided = final.table(routed.table.count)
-        mixed = len(set(routed.served)) > 1
-        puid = routed.puid
+        mixed, assigned, puid = routed.mixed, routed.assigned, routed.puid
         tags = {
             **(final.meta.get("tags") or {}),
             "test": self._test,
             "epoch": epoch.epoch if epoch else None,
             "arm": routed.served if mixed else routed.served[0],
-            "digest": routed.digests if mixed else routed.digests[0],
+            "digest": digests if mixed else digests[0],
         }
-        routing = {self._name: -1 if mixed else routed.parts[0][0]}
+        routing = {self._name: -1 if mixed else routed.parts[0].child}
         done = Message.of(decided, {"puid": puid, "tags": tags, "routing": routing})
         _ = done.body
         batch = ExposureBatch(
             id=uuid7(),
             puid=puid,
-            at=timestamp(datetime.now(UTC)),
+            at=self._now(),
             test=self._test,
             epoch=epoch.epoch if epoch else 0,
             latency_ms=round((time.perf_counter() - routed.started) * 1000, 3),
-            customers=routed.keys,
-            buckets=routed.buckets,
-            assigned=routed.assigned,
+            customers=self._recorded(routed.keys),
+            buckets=assigned.buckets,
+            assigned=assigned.arms,
             served=routed.served,
             reasons=routed.reasons,
-            propensities=routed.propensities,
-            digests=routed.digests,
+            propensities=assigned.propensities,
+            digests=digests,
             scores=scores,
             decision={
                 name: column
@@ -286,7 +317,7 @@ class RowRouter:
         )
         if self._recorder.record(batch.encode()):
             self._observer.rows(batch)
-            if epoch is not None and epoch.shadow and not epoch.kill and self._shadow is not None:
+            if epoch is not None and epoch.shadow and self._shadow is not None and routed.reasons[0] not in (KILL, STALE):
                 self._follow(self._shadow, batch.id, routed, epoch, children, call)
             return done
         if set(routed.served) != {CHAMPION}:
@@ -296,8 +327,13 @@ class RowRouter:
         self._observer.unrecorded(routed.table.count)
         return done
 
+    def _recorded(self, keys: list[str | None]) -> list[str | None]:
+        """Return the customers as the ledger may hold them."""
+        hidden = self._pseudonym
+        return keys if hidden is None else [None if key is None else hidden(key) for key in keys]
+
     def _follow(self, shadow: Shadow, batch: str, routed: Routed, epoch: Epoch, children: Sequence[Child], call: Call) -> None:
-        """Have the other arms score these rows once the answer has left. Not while the kill switch is on: it stops an arm."""
+        """Have the other arms score these rows once the answer has left; not while the champion is to serve alone."""
         digests = {CHAMPION: epoch.champion} | {name: arm.digest for name, arm in epoch.arms.items()}
         arms = {
             arm: (None if index is None else children[index], digests[arm]) for arm, index in self._arms.resolve(epoch).items()

@@ -25,6 +25,8 @@ class SeldonNode:
     `image` is the container's, for meta.requestPath. The component's `load` is called once, before the first request.
     """
 
+    immediate = True
+
     def __init__(self, name: str, component: object, observer: NodeObserver, *, image: str = "") -> None:
         self.name = name
         self._component = component

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from router.pseudonyms import pseudonyms
 from router.split import Splitter
 from serving import metadata
 from serving.arms import Arms, Challengers
@@ -47,6 +48,9 @@ class EpochSource(Protocol):
     @property
     def current(self) -> Splitter | None: ...
 
+    @property
+    def age(self) -> float: ...
+
     def refresh(self) -> bool: ...
 
 
@@ -54,6 +58,7 @@ class NoEpochs:
     """The source of a graph without Contender's router, and of a service that follows nobody yet."""
 
     current: Splitter | None = None
+    age = 0.0
 
     def refresh(self) -> bool:
         return False
@@ -65,9 +70,13 @@ class Service:
     Raises GraphError, BundleError or CampaignsError if the deployment can't be served.
     """
 
-    def __init__(self, deployment: Deployment, settings: Settings, *, recorder: Recorder, metrics: Metrics) -> None:
+    def __init__(
+        self, deployment: Deployment, settings: Settings, *, recorder: Recorder, metrics: Metrics, secret: bytes = b""
+    ) -> None:
+        """`secret` hides the customer keys that are recorded; empty, they are recorded as they are."""
         self._deployment = deployment
         self._settings = settings
+        self._pseudonym = pseudonyms(secret) if secret else None
         self._metrics = metrics
         self._epochs: EpochSource = NoEpochs()
         self._rules: list[Campaigns] = []
@@ -107,9 +116,15 @@ class Service:
 
     def refresh(self) -> None:
         """Look for a new epoch and new rules. Called between requests, so that a request sees one of each."""
-        if self._epochs.refresh() and self._epochs.current is not None:
-            self._metrics.epoch_in_use(self._epochs.current.epoch)
+        before = self._epochs.current
+        changed = self._epochs.refresh()
         splitter = self._epochs.current
+        if splitter is not None:
+            if changed:
+                self._metrics.epoch_in_use(splitter.epoch)
+            self._metrics.epoch_age_is(splitter.epoch.test, self._epochs.age)
+            if splitter.stale != (before is not None and before.stale):
+                self._tell_stale(splitter)
         for node in self._rules:
             told = node.rules.refused
             if node.rules.refresh(None if splitter is None else splitter.epoch.decision):
@@ -119,6 +134,13 @@ class Service:
                 self._metrics.refused.labels("rules").inc()
                 log.error("the campaign rules are refused, the old ones stay: %s", node.rules.refused)
         self._metrics.flush()
+
+    def _tell_stale(self, splitter: Splitter) -> None:
+        number, age = splitter.epoch.epoch, self._epochs.age
+        if splitter.stale:
+            log.error("epoch %d was last confirmed %d s ago: everybody gets the champion until it is again", number, age)
+        else:
+            log.info("epoch %d is confirmed again", number)
 
     async def identify(self) -> None:
         """Ask the router's children behind HTTP which bundle they serve, until each has answered: roles follow from digests."""
@@ -163,6 +185,7 @@ class Service:
                 budget_s=settings.challenger_budget_seconds,
                 limit=settings.shadow_limit,
             ),
+            pseudonym=self._pseudonym,
         )
 
     def _check(self, champion: GraphNode, manifest: Manifest | None) -> Callable[[Table], None]:
@@ -199,8 +222,14 @@ class Service:
     def _node(self, unit: GraphNode) -> Node:
         if unit.is_remote:
             assert unit.endpoint is not None  # noqa: S101 - is_remote says so
-            health = self._settings.full_health_checks
-            return HttpNode(unit.name, unit.endpoint, self._client, full_health_checks=health, observer=self._metrics)
+            return HttpNode(
+                unit.name,
+                unit.endpoint,
+                self._client,
+                full_health_checks=self._settings.full_health_checks,
+                observer=self._metrics,
+                patience_seconds=self._settings.node_patience_seconds,
+            )
         path = self._deployment.environment(unit.name).get("MODEL_NAME")
         if path is None:
             raise GraphError(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
+from router.pseudonyms import read_secret
 from serving.graph import Deployment
 
 PREFIX = "CONTENDER_"
@@ -49,6 +51,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = 10_000
     """Rows of one request. More belong into `contender predict`, which streams."""
 
+    store: str = ""
+    """The ledger: a file, or postgresql://USER@HOST/DATABASE with the password in PGPASSWORD or PGPASSFILE. Empty: ledger.db in
+    CONTENDER_HOME."""
+
+    retention_days: Annotated[int, Meta(ge=0)] = 0
+    """Whole days for which the rows' inputs are kept. 0: for ever, so that nothing goes which nobody asked to be removed."""
+
+    exposure_retention_days: Annotated[int, Meta(ge=0)] = 0
+    """The same for exposures and pairs: the evidence, so longer than any test. 0: for ever."""
+
+    key_secret_file: str = ""
+    """A file with the secret under which ledger and spool hold the HMAC of each customer key. Empty: they hold the key."""
+
     keep_inputs: bool = True
     """Whether the rows' inputs are kept in the ledger: retraining and drift need them, a privacy rule may forbid them."""
 
@@ -62,6 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     node_timeout_seconds: float = 0.0
     """What any node behind HTTP may take. 0: no limit, as under Seldon's executor."""
+
+    node_patience_seconds: float = 0.5
+    """How long a node behind HTTP is asked again whose connection is refused or breaks. While a unit is rolled, Kubernetes
+    sends some connections to the pod that has just gone."""
 
     full_health_checks: bool = False
     """Whether ready means that every node says so, not only that its port is open."""
@@ -84,6 +103,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     refresh_seconds: float = 0.1
     """How often a worker looks for a new epoch or rules file. Two `stat` calls each time."""
+
+    experiment_resource: str = ""
+    """Name of the Experiment in the pod's own namespace that this server follows, and of its test. Empty: the test's state is
+    in the ledger."""
+
+    stale_after_seconds: float = 600.0
+    """After so long without a word from whoever holds the test's state everybody gets the champion, so that a replica that
+    is cut off can't keep a withdrawn challenger alive. Longer than an upgrade of the control plane; 0: never."""
 
     drain_seconds: float = 1.0
     """How long after SIGTERM new requests are still answered, each with `Connection: close`, so that clients and load
@@ -127,5 +154,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "metrics"
 
     @property
-    def ledger(self) -> Path:
-        return self.home / "ledger.db"
+    def ledger(self) -> str:
+        return self.store or str(self.home / "ledger.db")
+
+    def key_secret(self) -> bytes:
+        """Return the secret of the customer keys, empty without one. Raises InvalidSecret."""
+        return read_secret(Path(self.key_secret_file)) if self.key_secret_file else b""

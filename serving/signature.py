@@ -7,7 +7,8 @@ training and serving encode through the same lines.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Literal, NoReturn
 
@@ -30,6 +31,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MAX_PLANS = 256
 _FEW_ROWS = 8  # beyond some ten rows numpy is the faster way
 _NOTHING = type(None)
+_NUMBER_OR_NOTHING = frozenset({int, float, _NOTHING})
+_ID_OR_NOTHING = frozenset({str, int, _NOTHING})
 _REFUSED = float("nan")  # what a lookup gives for a value that is not allowed
 
 
@@ -94,11 +97,13 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class _Lookup(dict[Any, float]):
-    """Codes of one input's categories, `otherwise` for all that aren't listed."""
+    """Codes of one input's categories, `otherwise` for text that isn't listed. Where ids are numbers, a float or a boolean
+    that equals one would be found too: who asks checks that."""
 
     def __init__(self, source: Input) -> None:
         super().__init__({name: float(code) for code, name in enumerate(source.categories)})
         self.otherwise = UNKNOWN if source.enum is None else _REFUSED
+        self._kinds = (str, int) if source.numeric_ids else (str,)
         for name in source.enum or ():
             self.setdefault(name, UNKNOWN)
         if source.numeric_ids:
@@ -106,34 +111,35 @@ class _Lookup(dict[Any, float]):
         self[None] = self[""] = MISSING if source.missing else _REFUSED
 
     def __missing__(self, key: Any) -> float:
-        return self.otherwise
+        return self.otherwise if type(key) in self._kinds else _REFUSED
 
 
 class _Plan:
-    """How to encode tables with one particular list of column names: `columns` has one entry for each input that is there."""
+    """How to encode tables with one particular list of column names. Of the inputs that are there integers come first, then
+    the other numbers, then categories."""
 
     def __init__(self, inputs: Sequence[Input], lookups: Sequence[_Lookup | None], names: Sequence[str]) -> None:
         places = {name: place for place, name in enumerate(names)}
-        present = [(i, places[each.name]) for i, each in enumerate(inputs) if each.name in places]
+        kinds = {"integer": 0, "number": 1, "category": 2}
+        there = sorted((kinds[each.type], i) for i, each in enumerate(inputs) if each.name in places)
+        present = [(i, places[inputs[i].name]) for _, i in there]
         self.width = len(names)
-        self.columns: list[tuple[int, Callable[[Any], float] | None]] = [
-            (place, None if (lookup := lookups[i]) is None else lookup.__getitem__) for i, place in present
-        ]
+        self.integers = sum(kind == 0 for kind, _ in there)
         self.numbers = [place for i, place in present if inputs[i].type != "category"]
-        self.texts = [place for i, place in present if inputs[i].type == "category" and not inputs[i].numeric_ids]
+        self.categories: list[tuple[int, Callable[[Any], float]]] = [
+            (place, lookup.__getitem__) for i, place in present if (lookup := lookups[i]) is not None
+        ]
         self.ids = [place for i, place in present if inputs[i].numeric_ids]
-        self.integers = [row for row, (i, _) in enumerate(present) if inputs[i].type == "integer"]
         low, high = zip(*(_bounds(inputs[i]) for i, _ in present), strict=True) if present else ((), ())
         self.low = np.array(low, dtype=np.float64)[:, None]
         self.high = np.array(high, dtype=np.float64)[:, None]
         self.required = [row for row, (i, _) in enumerate(present) if not inputs[i].missing]
-        absent = [MISSING if each.type == "category" else _REFUSED for each in inputs]
         self.slots = [i for i, _ in present]
-        self.absent = None if len(present) == len(inputs) else np.array(absent, dtype=np.float32)
-        self.template = absent
+        self.template = [MISSING if each.type == "category" else _REFUSED for each in inputs]
+        self.absent = None if len(present) == len(inputs) else np.array(self.template, dtype=np.float32)
         self.cells = [
             (i, place, lookups[i], inputs[i].numeric_ids, *_bounds(inputs[i]), inputs[i].type == "integer", inputs[i].missing)
-            for i, place in present
+            for i, place in sorted(present)
         ]
 
 
@@ -156,10 +162,11 @@ class Signature:
         if set(map(len, rows)) - {plan.width}:
             _refuse_ragged(rows, names)
         if 0 < len(rows) <= _FEW_ROWS and (coded := [_cells(plan, row) for row in rows]) and None not in coded:
-            return np.array(coded, dtype=np.float64).astype(np.float32)
+            return np.array(coded, dtype=np.float32)
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * plan.width
         for place in plan.ids:
-            columns[place] = [int(v) if type(v) is float and v.is_integer() else v for v in columns[place]]
+            if float in map(type, columns[place]):
+                columns[place] = [int(v) if type(v) is float and v.is_integer() else v for v in columns[place]]
         return self._matrix(plan, names, columns)
 
     def parse_text(self, names: Sequence[str], rows: Sequence[Sequence[str]], *, ignore: str | None = None) -> Matrix:
@@ -191,33 +198,37 @@ class Signature:
 
     def _matrix(self, plan: _Plan, names: Sequence[str], columns: list[Sequence[Any]]) -> Matrix:
         """Encode the columns; any doubt sends them to `_explain`, so that the common way costs few calls."""
-        numbers = list(chain.from_iterable(columns[place] for place in plan.numbers))
+        count = len(columns[0]) if columns else 0
+        numbers: list[Any] = list(chain.from_iterable([columns[place] for place in plan.numbers]))
         kinds = set(map(type, numbers))
-        if (
-            kinds - {int, float, _NOTHING}
-            or _kinds(columns, plan.texts) - {str, _NOTHING}
-            or _kinds(columns, plan.ids) - {str, int, _NOTHING}
-        ):
+        if kinds - _NUMBER_OR_NOTHING or any(set(map(type, columns[place])) - _ID_OR_NOTHING for place in plan.ids):
             self._explain(names, columns)
-        missing = numbers.count(None) if _NOTHING in kinds else 0
-        # numpy itself takes a null for NaN, but slowly.
-        number = _nulls_to_nan if missing else tuple
-        coded = [number(columns[at]) if code is None else list(map(code, columns[at])) for at, code in plan.columns]
+        missing = 0
+        if _NOTHING in kinds:
+            missing = numbers.count(None)
+            numbers = [math.nan if value is None else value for value in numbers]
         try:
-            cells = np.array(coded, dtype=np.float64)
-        except OverflowError:
+            for place, code in plan.categories:
+                numbers += map(code, columns[place])
+            # In half the time that numpy takes for a list.
+            cells = np.frombuffer(struct.pack(f"{len(numbers)}d", *numbers)).reshape(len(plan.slots), count)
+        except (struct.error, TypeError):
+            # An integer beyond all doubles, or a category that can't be a key.
             self._explain(names, columns)
         # NaN fails both comparisons, so this counts what is there and allowed; a null is the only NaN that may remain.
         allowed = np.count_nonzero((cells >= plan.low) & (cells <= plan.high))
         if allowed + missing != cells.size:
             self._explain(names, columns)
-        if missing and plan.required and np.isnan(cells[plan.required]).any():
+        if missing and plan.required and np.count_nonzero(np.isnan(cells[plan.required])):
             self._explain(names, columns)
-        if float in kinds and plan.integers and (cells[plan.integers] % 1 > 0).any():
-            self._explain(names, columns)
+        if float in kinds and plan.integers:
+            integers = cells[: plan.integers]
+            if np.count_nonzero(integers > np.floor(integers)):
+                self._explain(names, columns)
         if plan.absent is None:
-            return cells.T.astype(np.float32, order="C")
-        matrix = np.tile(plan.absent, (len(columns[0]) if columns else 0, 1))
+            matrix = np.empty((count, len(self.inputs)), dtype=np.float32)
+        else:
+            matrix = np.tile(plan.absent, (count, 1))
         matrix[:, plan.slots] = cells.T
         return matrix
 
@@ -275,14 +286,6 @@ def _bounds(source: Input) -> tuple[float, float]:
         return MISSING, _LARGEST
     low = -_LARGEST if source.minimum is None else source.minimum
     return low, _LARGEST if source.maximum is None else source.maximum
-
-
-def _kinds(columns: Sequence[Sequence[Any]], places: Iterable[int]) -> set[type]:
-    return set(map(type, chain.from_iterable(columns[place] for place in places)))
-
-
-def _nulls_to_nan(column: Sequence[Any]) -> list[Any]:
-    return [math.nan if value is None else value for value in column]
 
 
 def _numbers(column: Sequence[str]) -> Sequence[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import queue
 import signal
 import socket
 import threading
@@ -19,9 +20,12 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from ledger.errors import LedgerError, SpoolError
+from ledger.records import EpochRecord
+from ledger.spool import Spool
 from router.epoch import Epoch
 from router.errors import InvalidEpoch
-from router.sources import write_epoch_file
+from router.sources import EpochKeeper
+from serving.following import ExperimentSource, LedgerSource, Source
 from serving.listener import admit_nobody, listen
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -70,19 +74,19 @@ class Supervisor:
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._accepted: queue.SimpleQueue[Epoch] = queue.SimpleQueue()
         self._spawn = multiprocessing.get_context("spawn")
 
     def run(self) -> None:
         """Serve. Raises OSError if the address is taken, WorkerFailedError if a worker can't start."""
         settings = self._settings
         metrics = self._new_metrics()
-        store = self._open_store()
-        counter = store.change_counter()
-        epoch = self._follow(store, None)
+        metrics.spool_limit.set(settings.spool_max_bytes)
+        keeper, source = self._follow(metrics)
         listener = listen(settings.host, settings.port)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._stop)
-        shipping = threading.Thread(target=self._ship, args=(metrics,), name="shipper")
+        shipping = threading.Thread(target=self._ship, args=(metrics, keeper), name="shipper")
         try:
             for _ in range(settings.workers):
                 self._start(listener)
@@ -90,12 +94,8 @@ class Supervisor:
             shipping.start()
             self._ready()
             while not self._stopping.is_set():
-                self._replace_dead(listener)
-                with contextlib.suppress(LedgerError):
-                    changed = store.change_counter()
-                    if changed != counter:
-                        epoch = self._follow(store, epoch)
-                        counter = changed
+                self._replace_dead(listener, metrics)
+                source.look()
             self._drain(listener)
         finally:
             self._stopping.set()
@@ -103,25 +103,24 @@ class Supervisor:
             self._end_workers()
             if shipping.ident is not None:
                 shipping.join()
-            store.close()
+            source.close()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         (self._hurry if self._stopping.is_set() else self._stopping).set()
 
-    def _follow(self, store: Store, epoch: Epoch | None) -> Epoch | None:
-        """Hand a new epoch to the workers."""
-        document = store.current_epoch(self._settings.test)
-        if document is None:
-            return epoch
-        try:
-            current = Epoch.from_json(document)
-        except InvalidEpoch as error:
-            log.error("the newest epoch in the ledger is refused, the last good one stays: %s", error)
-            return epoch
-        if epoch is None or current.epoch != epoch.epoch:
-            write_epoch_file(self._settings.epoch_file, current)
-            log.info("epoch %d by %s: %s", current.epoch, current.actor, current.reason)
-        return current
+    def _follow(self, metrics: Metrics) -> tuple[EpochKeeper, Source]:
+        """Begin to follow the Experiment, or the ledger where none is named. Raises StoreUnavailable for the latter."""
+        settings = self._settings
+
+        def refused(error: InvalidEpoch) -> None:
+            metrics.refused.labels("epoch").inc()
+            log.error("an epoch is refused, the last good one stays: %s", error)
+
+        if settings.experiment_resource:
+            keeper = EpochKeeper(settings.epoch_file, settings.test, accepted=self._accepted.put, refused=refused)
+            return keeper, ExperimentSource(settings.experiment_resource, keeper, refused)
+        keeper = EpochKeeper(settings.epoch_file, settings.test, refused=refused)
+        return keeper, LedgerSource(self._open_store(), settings.test, keeper, refused)
 
     def _start(self, listener: socket.socket) -> None:
         mine, theirs = self._spawn.Pipe()
@@ -142,7 +141,7 @@ class Supervisor:
                     raise WorkerFailedError("a worker could not start; see its message above") from None
                 waiting.remove(connection)
 
-    def _replace_dead(self, listener: socket.socket) -> None:
+    def _replace_dead(self, listener: socket.socket, metrics: Metrics) -> None:
         for sentinel in wait(list(self._workers), timeout=POLL_SECONDS):
             assert isinstance(sentinel, int)  # noqa: S101
             process, connection = self._workers.pop(sentinel)
@@ -151,6 +150,7 @@ class Supervisor:
             if self._stopping.is_set():
                 continue
             log.error("worker %s ended with exit code %s; a new one starts", process.pid, process.exitcode)
+            metrics.worker_restarts.inc()
             self._forget_gauges(process.pid)
             if not self._stopping.wait(RESTART_SECONDS):
                 self._start(listener)
@@ -182,14 +182,22 @@ class Supervisor:
                 process.join()
         self._workers.clear()
 
-    def _ship(self, metrics: Metrics) -> None:
+    def _ship(self, metrics: Metrics, keeper: EpochKeeper) -> None:
         """Ship until told to stop, then once more: by then the workers have ended and their segments are whole."""
-        store = self._open_store()
-        shipper = self._open_shipper(store)
-        failing = False
+        store: Store | None = None
+        shipper: Shipper | None = None
+        epochs = EpochSpool(self._open_spool, self._accepted)
+        compared = failing = False
         while True:
             last = self._stopping.is_set() and not self._workers
+            epochs.write()
             try:
+                if store is None or shipper is None:
+                    store = store or self._open_store()
+                    shipper = self._open_shipper(store)
+                if not compared:
+                    self._compare(keeper, store)
+                    compared = True
                 report = shipper.ship()
                 metrics.rows_shipped.inc(report.rows)
                 metrics.lines_skipped.inc(report.skipped_lines)
@@ -199,12 +207,72 @@ class Supervisor:
                 if not failing:
                     log.error("shipping failed, the spool keeps the records until it succeeds: %s", error)
                 failing = True
-            with contextlib.suppress(SpoolError):
-                lag = shipper.lag()
-                metrics.lag_bytes.set(lag.bytes)
-                metrics.lag_seconds.set(lag.seconds)
+            if shipper is not None:
+                with contextlib.suppress(SpoolError):
+                    lag = shipper.lag()
+                    metrics.lag_bytes.set(lag.bytes)
+                    metrics.lag_seconds.set(lag.seconds)
             if last:
                 break
             if self._stopping.wait(SHIP_SECONDS):
                 time.sleep(POLL_SECONDS)
-        store.close()
+        if store is not None:
+            store.close()
+
+    def _open_spool(self) -> Spool:
+        settings = self._settings
+        return Spool(
+            settings.spool, fsync=settings.fsync, max_bytes=settings.spool_max_bytes, segment_bytes=settings.segment_bytes
+        )
+
+    def _compare(self, keeper: EpochKeeper, store: Store) -> None:
+        """Hold what the Experiment shows against what the ledger knows of this test, which may be older than the Experiment."""
+        if not self._settings.experiment_resource:
+            return
+        document = store.current_epoch(self._settings.test)
+        if document is not None:
+            with contextlib.suppress(InvalidEpoch):
+                keeper.at_least(Epoch.from_json(document))
+
+
+class EpochSpool:
+    """The accepted epochs' way to the ledger: one line each, in a segment that is left to the shipper at once."""
+
+    def __init__(self, open_spool: Callable[[], Spool], accepted: queue.SimpleQueue[Epoch]) -> None:
+        """`open_spool` is called when there is something to write; it raises SpoolError where no segment can be made."""
+        self._open_spool = open_spool
+        self._accepted = accepted
+        self._spool: Spool | None = None
+        self._waiting: list[Epoch] = []
+        self._failing = False
+
+    def write(self) -> None:
+        """Spool what was accepted; what the spool doesn't take now is tried again by the next call."""
+        while not self._accepted.empty():
+            self._waiting.append(self._accepted.get())
+        if not self._waiting:
+            return
+        try:
+            self._append()
+            self._failing = False
+        except SpoolError as error:
+            if not self._failing:
+                log.error("epoch %d is in use and not in the spool yet: %s", self._waiting[0].epoch, error)
+            self._failing = True
+
+    def _append(self) -> None:
+        if self._spool is None:
+            self._spool = self._open_spool()
+        while self._waiting:
+            epoch = self._waiting[0]
+            record = EpochRecord(
+                test=epoch.test,
+                epoch=epoch.epoch,
+                actor=epoch.actor,
+                reason=epoch.reason,
+                at=epoch.at,
+                document=epoch.to_json().decode(),
+            )
+            self._spool.append(record.encode())
+            del self._waiting[0]
+        self._spool.close()

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from prometheus_client import CollectorRegistry
 
 from ledger.spool import Spool
-from router.errors import InvalidEpoch
+from router.errors import InvalidEpoch, InvalidSecret
 from router.sources import EpochFile
 from serving.app import App
 from serving.bundle import BundleError
@@ -29,6 +31,14 @@ from serving.service import Service
 from serving.settings import Settings
 
 log = logging.getLogger("contender.worker")
+
+FIRST_EPOCH_SECONDS = 5.0
+"""How long a worker that follows an Experiment isn't ready for want of an epoch. Then it serves as the champion alone: an API
+server that is away must not keep pods from starting."""
+
+COLLECT_AFTER = 20_000
+"""New objects after which cycles are looked for. A request makes a few thousand and leaves none behind in a cycle; Python's
+own 700 would have a large one looked through while it is answered."""
 
 READY = "ready"
 DRAIN = "drain"
@@ -52,11 +62,22 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
     deployment = settings.deployment
     recorder = Recorder(spool.append, settings.test, hand_over=spool.close)
     try:
-        service = Service(deployment, settings, recorder=recorder, metrics=metrics)
-    except (ServingError, BundleError, CampaignsError) as error:
+        secret = settings.key_secret()
+        service = Service(deployment, settings, recorder=recorder, metrics=metrics, secret=secret)
+    except (ServingError, BundleError, CampaignsError, InvalidSecret) as error:
         log.error("%s", error)
         raise SystemExit(1) from None
-    epochs = EpochFile(settings.epoch_file, accept=service.arms.accept, refused=refused)
+    epochs = EpochFile(
+        settings.epoch_file,
+        secret=secret,
+        stale_after=settings.stale_after_seconds,
+        accept=service.arms.accept,
+        refused=refused,
+    )
+    follows = bool(settings.experiment_resource) and deployment.graph.splits
+    if follows:
+        metrics.no_epoch(settings.test)
+    patience = time.monotonic() + (FIRST_EPOCH_SECONDS if follows else 0.0)
     service.follow(epochs)
     app = App(
         service.engine,
@@ -65,12 +86,19 @@ def run_worker(settings: Settings, listener: socket.socket, supervisor: Connecti
         prometheus=metrics.render,
         prometheus_path=settings.prometheus_path,
         observer=metrics,
-        ready_hooks=[lambda: not server.leaving],
+        ready_hooks=[
+            lambda: not server.leaving,
+            lambda: epochs.current is not None or time.monotonic() >= patience,
+        ],
         deployment=deployment.name,
         namespace=deployment.namespace,
         predictor=deployment.predictors[0].name,
     )
     server = _Worker(app, service, settings, supervisor, watch=lambda: metrics.spool_bytes.set(spool.size))
+    # What is here now stays: later looks for cycles pass it over.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     try:
         server.run(sockets=[listener])
     finally:

@@ -46,6 +46,8 @@ class Times:
 class Arm(LocalNode):
     """Runs a model, notes when it is asked, and misbehaves as told."""
 
+    immediate = False
+
     def __init__(self, name: str, digest: str, factor: int, bench: RouterBench) -> None:
         super().__init__(name, Times(factor), bench, {"digest": digest})
         self._trace = bench.trace

@@ -48,6 +48,7 @@ class Server:
         text = (base / "seldondeployment.yaml").read_text(encoding="utf-8")
         self.graph.write_text(text.replace("manifests/base/campaigns.yaml", str(self.rules)), encoding="utf-8")
         self.cwd = ROOT
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -64,7 +65,12 @@ class Server:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                list(map(str, command)), cwd=self.cwd, stdout=log, stderr=log, start_new_session=True
+                list(map(str, command)),
+                cwd=self.cwd,
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.wait_ready()
 

@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.ports import free_port
+from harness.postgres import Postgres, programs, running
 from harness.server import Server
 
 
-def _postgres_programs() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
-    if found:
-        return found[0].parent
-    initdb = shutil.which("initdb")
-    return Path(initdb).parent if initdb else None
-
-
-def _quiet(*command: object) -> None:
-    """Run a program that may leave a daemon behind: output goes nowhere, or the pipe would never end."""
-    nowhere = subprocess.DEVNULL
-    subprocess.run(list(map(str, command)), check=True, stdout=nowhere, stderr=nowhere, cwd="/", timeout=60)
-
-
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The address of a PostgreSQL server of this session's own."""
-    programs = _postgres_programs()
-    if programs is None:
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server of this session's own. Who stops it, starts it again."""
+    found = programs()
+    if found is None:
         pytest.skip("PostgreSQL's initdb is missing: install the package postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="contender-postgres-"))
-    # PostgreSQL refuses to run as root, so root hands it to the package's own user.
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres")
-    port = free_port()
-    try:
-        _quiet(*user, programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8")
-        options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
-        control = [*user, programs / "pg_ctl", "-D", folder / "data"]
-        _quiet(*control, "-l", folder / "log", "-o", options, "-w", "start")
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        _quiet(*control, "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with running(found) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> str:
+    """The URL of an empty database."""
+    return postgres_server.database()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -30,6 +31,17 @@ def keys() -> list[str]:
 def test_postgresql_gives_the_same_buckets(postgres: str, salt: str) -> None:
     with psycopg.connect(postgres) as connection:
         found = [row[0] for row in connection.execute(BUCKET, (salt, keys()))]
+    assert found == [bucket(salt, key) for key in keys()]
+
+
+@pytest.mark.parametrize("salt", ["campaigns-1", "", "sél:t"])
+def test_the_ledgers_own_function_gives_the_same_buckets(postgres: str, salt: str) -> None:
+    with closing(Store.open(postgres)) as store:
+        store.migrate()
+    with psycopg.connect(postgres) as connection:
+        asked = "SELECT contender_bucket(%s, key) FROM unnest(%s::text[]) WITH ORDINALITY AS given(key, place) ORDER BY place"
+        found = [row[0] for row in connection.execute(asked, (salt, keys()))]
+        assert connection.execute("SELECT contender_bucket('s', NULL)").fetchone() == (None,)
     assert found == [bucket(salt, key) for key in keys()]
 
 

@@ -66,7 +66,7 @@ def local(folder: Path) -> Iterator[Server]:
 
 def running(server: Server) -> Iterator[Server]:
     experiment = server.graph.parent / "experiment.yaml"
-    experiment.write_text(experiment.read_text().replace("spec:\n", f"spec:\n  share: {SHARE}\n"))
+    experiment.write_text(experiment.read_text().replace("spec:\n", f'spec:\n  share: "{SHARE / 100:g}%"\n'))
     try:
         server.start()
         yield server

@@ -45,6 +45,7 @@ def test_an_unserved_champion_is_refused_only_where_no_child_can_be_rolled() -> 
 
 class Failing:
     name = "challenger"
+    immediate = False
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -87,6 +88,7 @@ def test_rows_that_a_challenger_refuses_do_not_open_its_breaker(error: Exception
 
 class Answering:
     name = "champion"
+    immediate = False
 
     def __init__(self, body: bytes) -> None:
         self.body = body

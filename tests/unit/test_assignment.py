@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.assignment import BUCKETS, bucket, bucketing
+from router.assignment import BUCKETS, bucket, bucketing, bucketing_many
 
 GOLDEN = [
     ("campaigns-1", "-8076087639492063270", 5938),
@@ -34,6 +34,11 @@ def test_a_million_keys_fall_below_1000_exactly_as_counted() -> None:
 def test_every_key_has_one_bucket_in_range_and_both_forms_agree(salt: str, key: str) -> None:
     assert 0 <= bucket(salt, key) < BUCKETS
     assert bucketing(salt)(key) == bucket(salt, key)
+
+
+@given(text, st.lists(text))
+def test_many_keys_have_the_buckets_of_each(salt: str, keys: list[str]) -> None:
+    assert bucketing_many(salt)(keys) == [bucket(salt, key) for key in keys]
 
 
 def test_another_salt_is_another_independent_split() -> None:

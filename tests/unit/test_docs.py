@@ -23,7 +23,8 @@ def test_every_command_and_option_is_documented_and_nothing_else() -> None:
     sections = dict(re.findall(r"^## `contender ([a-z-]+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert sorted(sections) == sorted(COMMANDS)
     for name, command in COMMANDS.items():
-        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        parts = [command, *getattr(command, "commands", {}).values()]
+        options = {option for part in parts for given in part.params for option in (*given.opts, *given.secondary_opts)}
         wanted = {option for option in options if option.startswith("--")} - {"--help"}
         assert set(re.findall(r"`(--[a-z-]+)", sections[name])) == wanted, name
 

@@ -22,6 +22,8 @@ from serving.nodes import Call
 class Tracer:
     """A node that wraps what it is asked into its name, notes the call, and fails where it is told to."""
 
+    immediate = False
+
     def __init__(self, name: str, trace: list[str], *, route: str = "[0]", fails: Exception | None = None, delay: float = 0.0):
         self.name = name
         self.is_ready = True
@@ -97,6 +99,8 @@ class Bench:
 class Halves:
     """A split that asks both children in turn, and has a finisher sign the final answer."""
 
+    immediate = True
+
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
 
@@ -121,10 +125,44 @@ def test_a_split_s_child_is_a_whole_subtree() -> None:
     assert bench.predict() == '[{"all":[{"m0":{"in":1}},{"m1":{"in":1}}]}]!'
 
 
+class Prompt(Tracer):
+    immediate = True
+
+
+@pytest.mark.parametrize(
+    ("root", "waiting", "immediate"),
+    [
+        (M0, (), True),
+        (M0, ("m0",), False),
+        (node("OUTPUT_TRANSFORMER", "out", M0), (), True),
+        (node("OUTPUT_TRANSFORMER", "out", M0), ("m0",), False),
+        (node("COMBINER", "all", M0, M1), (), False),
+        (node("ROUTER", "split", M0, M1), (), True),
+        (node("ROUTER", "split", M0, M1), ("m1",), False),
+        (node("ROUTER", "split", M0, node("COMBINER", "all", M0, M1)), (), False),
+    ],
+)
+def test_a_subtree_never_waits_if_none_of_its_nodes_does_and_no_tasks_are_made(
+    root: GraphNode, waiting: tuple[str, ...], immediate: bool
+) -> None:
+    class Looks(Halves):
+        async def predict(self, message: Message, call: Call, children: Sequence[Child]) -> Message:
+            assert children[0].immediate is immediate
+            return await super().predict(message, call, children)
+
+    outer = Looks()
+    nodes = {unit.key: (Tracer if unit.name in waiting else Prompt)(unit.name, []) for unit in root.walk()}
+    engine = Engine(node("ROUTER", "outer", root), nodes, {"split": Halves(), "outer": outer})
+    asyncio.run(engine.predict(Message(b"1"), Call()))
+    assert outer.seen
+
+
 def test_a_failure_below_a_split_reaches_the_split_as_it_is() -> None:
     failure = NodeFailed("m1", 503, b"{}", None)
 
     class Falls:
+        immediate = True
+
         async def predict(self, message: Message, call: Call, children: Sequence[Child]) -> Message:
             with pytest.raises(NodeFailed) as caught:
                 await children[1].predict(message, call)

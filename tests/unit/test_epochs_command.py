@@ -9,9 +9,10 @@ import pytest
 
 from console import epochs
 from console.errors import CommandError
-from experiment.declaration import API_VERSION, KIND, Experiment, parse_declaration
+from experiment.declaration import Experiment, parse_declaration
 from ledger.store import Store
 from router.epoch import Epoch
+from router.resource import API_VERSION, KIND
 
 BOTH = {"champion": "d1", "challenger": "d2"}
 

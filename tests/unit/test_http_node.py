@@ -220,6 +220,32 @@ def test_what_is_no_answer_makes_the_node_unreachable(answer: bytes, reason: str
     assert str(caught.value).startswith("node m: http://127.0.0.1:")
 
 
+def test_a_broken_connection_is_tried_again_while_patience_lasts_and_told_once() -> None:
+    server, log = Server(END, b"HTTP/1.1 200 OK\r\n" + END, OK), Log()
+    answer = run(server, lambda n: n.predict(Message(b"1"), Call()), patience_seconds=1.0, observer=log)
+    assert (answer.body, len(server.requests)) == (b"{}", 3)
+    assert log.told == [("m", "predict", 200)]
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.01])
+def test_without_patience_a_broken_connection_is_final(patience: float) -> None:
+    server = Server(END, OK)
+    with pytest.raises(NodeUnreachable):
+        run(server, lambda n: n.predict(Message(b"1"), Call()), patience_seconds=patience)
+    assert len(server.requests) == 1
+
+
+def test_feedback_is_never_sent_twice_and_an_answered_error_is_not_tried_again() -> None:
+    server = Server(END, OK)
+    with pytest.raises(NodeUnreachable):
+        run(server, lambda n: n.send_feedback(Message(b"1"), Call()), patience_seconds=1.0)
+    assert len(server.requests) == 1
+    server = Server(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n", OK)
+    with pytest.raises(NodeFailed):
+        run(server, lambda n: n.predict(Message(b"1"), Call()), patience_seconds=1.0)
+    assert len(server.requests) == 1
+
+
 def test_nobody_listening_makes_the_node_unreachable_and_not_ready() -> None:
     async def use(node: HttpNode) -> bool:
         nobody = HttpNode("m", Endpoint("127.0.0.1", 1, 1), HttpClient())

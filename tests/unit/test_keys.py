@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.errors import InvalidKey
-from router.keys import MAX_LENGTH, canonical_key
+from router.keys import MAX_LENGTH, canonical_key, canonical_keys
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
@@ -46,3 +48,22 @@ def test_what_has_no_canonical_form_is_refused_naming_row_and_field(value: objec
     assert said in str(caught.value)
     assert "row 3" in str(caught.value)
     assert "device_id" in str(caught.value)
+
+
+odd = st.one_of(
+    st.none(), st.booleans(), st.floats(), st.just(""), st.just("a\0b"), st.just("\ud800"), st.just("x" * (MAX_LENGTH + 1)),
+    st.integers(-(2**65), 2**65),
+)  # fmt: skip
+
+
+@given(st.lists(st.text(max_size=8)), st.lists(odd, max_size=2), st.randoms())
+def test_a_column_is_read_as_its_values_are_one_by_one(texts: list[str], others: list[object], chosen: random.Random) -> None:
+    column: list[object] = [*texts, *others]
+    chosen.shuffle(column)
+    outcomes: list[object] = []
+    for read in (canonical_keys, lambda values, field: [canonical_key(each, field, row) for row, each in enumerate(values)]):
+        try:
+            outcomes.append(read(column, "device_id"))
+        except InvalidKey as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]

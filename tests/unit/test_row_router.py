@@ -29,6 +29,8 @@ NAMES = ["device_id", "x"]
 class Child:
     """An arm that answers x times its factor, or misbehaves as told."""
 
+    immediate = False
+
     def __init__(self, name: str, digest: str, factor: int) -> None:
         self.name = name
         self.digest = digest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router.assignment import bucket
 from router.epoch import ArmRange, Epoch, Holdout, customer_hash
-from router.split import Splitter
+from router.split import Assignment, Splitter
 
 KEYS = [str(number) for number in range(500)]
 
@@ -36,6 +36,17 @@ def test_raising_the_share_only_ever_adds_customers_and_going_back_restores_them
 def test_a_row_s_arm_does_not_depend_on_the_rows_beside_it(keys: list[str], share: int) -> None:
     split = splitter(share)
     assert split.assign(keys) == [split.assign([key])[0] for key in keys]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.sampled_from(KEYS)), max_size=30),
+    st.integers(0, 10_000),
+    st.sampled_from([{}, {"kill": True}, {"pins": {customer_hash(KEYS[0]): "challenger"}}, {"holdout": Holdout("held", 5000)}]),
+)
+def test_a_request_s_columns_are_its_rows_assignments(keys: list[str | None], share: int, rules: dict[str, Any]) -> None:
+    split = splitter(share, **rules)
+    columns = split.split(keys)
+    assert [Assignment(*row) for row in zip(*columns, strict=True)] == split.assign(keys)
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.integers(0, 10_000), st.text(st.characters(codec="utf-8")))

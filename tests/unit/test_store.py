@@ -22,9 +22,12 @@ from sqlalchemy import Dialect
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
+from harness.records import exposures
+from ledger import sqlite as sqlite_module
 from ledger import store as store_module
 from ledger.errors import BrokenRecord, EpochConflict, StoreError, StoreUnavailable
 from ledger.records import EpochRecord, Exposure, ExposureBatch, Gap, PairBatch, timestamp, uuid7
+from ledger.retention import AGAIN_SECONDS, LOOK_SECONDS, Housekeeping, Retention
 from ledger.schema import EXPOSURES, METADATA
 from ledger.sqlite import SqliteFile
 from ledger.store import Store
@@ -88,7 +91,7 @@ def test_the_columns_are_an_exposures_fields_in_their_order(store: Store, path: 
 def test_the_tables_are_also_postgresqls() -> None:
     dialect: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     made = [str(CreateTable(each).compile(dialect=dialect)) for each in METADATA.sorted_tables]
-    assert any("CREATE TABLE exposures" in each and "latency_ms DOUBLE PRECISION" in each for each in made)
+    assert any("CREATE TABLE exposures" in each and "PARTITION BY RANGE (id)" in each for each in made)
 
 
 def test_what_is_written_is_what_is_read(store: Store, path: Path) -> None:
@@ -365,6 +368,60 @@ def test_buckets_are_computed_in_sql(store: Store) -> None:
             "SELECT contender_bucket('campaigns-1', customer), bucket FROM exposures"
         ).all()
     assert [tuple(row) for row in rows] == [(8199, 8199), (None, None)]
+
+
+def test_old_records_are_deleted_in_small_transactions(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_module, "PRUNE_ROWS", 3)
+    batches = [exposures(4, days_ago=ago) for ago in (0, 1, 9, 10, 11, 40)]
+    pairs = [PairBatch(id=each.id, arm=arm, digest="d", row=[0, 1], scores={}) for each in batches for arm in "ab"]
+    store.write([*batches, *pairs])
+
+    def rows() -> list[int]:
+        return [store.extents()[name].rows for name in ("inputs", "exposures", "pairs")]
+
+    assert store.prune(Retention()) == (0, 0, False)
+    done = store.prune(Retention(inputs=10), seconds=0)
+    assert (done, rows()) == ((3, 0, True), [21, 24, 24])
+    assert store.prune(Retention(inputs=10)) == (5, 0, False)
+    assert store.prune(Retention(inputs=10, exposures=30)) == (8, 0, False)
+    assert rows() == [16, 20, 20]
+    assert store.prune(Retention(inputs=10, exposures=30)) == (0, 0, False)
+
+
+def test_a_forgotten_customer_is_nowhere_in_the_file(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "FORGET_ROWS", 3)
+    batches = [exposures(2, customers=["a-very-personal-key", "other"], digests=[f"d{n}", "e"]) for n in range(8)]
+    store.write([*batches, *(PairBatch(id=each.id, arm="c", digest="d", row=[0, 1], scores={}) for each in batches)])
+    store._database.forget_traces()
+    files = [path, path.with_name("ledger.db-wal")]
+    assert any(b"a-very-personal-key" in file.read_bytes() for file in files)
+    assert store.forget(["a-very-personal-key", "unknown"]) == 8
+    assert not any(b"a-very-personal-key" in file.read_bytes() for file in files)
+    assert [store.extents()[name].rows for name in ("inputs", "exposures", "pairs")] == [8, 8, 8]
+    assert {each.customer for each in store.exposures()} == {"other"}
+    assert table(path, "SELECT count(*) FROM inputs WHERE exposure NOT IN (SELECT id FROM exposures)") == [(0,)]
+    assert store.forget(["a-very-personal-key"]) == 0
+
+
+def test_housekeeping_looks_once_a_day_and_again_soon_where_it_failed(store: Store, path: Path) -> None:
+    now = 0.0
+    keeping = Housekeeping(Retention(inputs=5), lambda: now)
+
+    def tend() -> int:
+        store.write([exposures(1, days_ago=20)])
+        keeping.tend(store)
+        return store.extents()["inputs"].rows
+
+    assert tend() == 0
+    assert tend() == 1
+    now += LOOK_SECONDS
+    with closing(Store(SqliteFile(path, busy_seconds=0.05))) as impatient, closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        keeping.tend(impatient)
+        other.rollback()
+    assert tend() == 2
+    now += AGAIN_SECONDS
+    assert tend() == 0
 
 
 def test_a_store_is_opened_by_path_or_url(tmp_path: Path) -> None:

@@ -125,8 +125,13 @@ def test_an_untouched_message_leaves_as_the_bytes_it_came_as() -> None:
 def test_columns_and_rows_are_two_views_of_one_table() -> None:
     table = message({"data": {"names": NAMES, "ndarray": [[1, 2], [3, 4], [5, 6]]}}).table()
     assert table.columns == [[1, 3, 5], [2, 4, 6]]
-    assert table.take([2, 0]).rows == [[5, 6], [1, 2]]
     turned = type(table)(table.names, columns=table.columns)
+    for each in (table, turned):
+        part = each.take([2, 0])
+        assert (part.count, part.column("a"), part.column("b")) == (2, [6, 2], None)
+        assert part.take([1]).column("device_id") == [1]
+        assert list(map(list, part.lines)) == part.rows == [[5, 6], [1, 2]]
+        assert part.columns == [[5, 1], [6, 2]]
     assert turned.rows == table.rows
     assert orjson.loads(Message.of(turned, {"puid": "x"}).body) == {
         "data": {"names": NAMES, "ndarray": [[1, 2], [3, 4], [5, 6]]},

@@ -7,31 +7,30 @@ what the journal says and sends the noted exposures again, under the ids that th
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import gc
 import hashlib
-import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Protocol
 
 import msgspec
 
-from console.devices import DeviceFile, csv_to_parquet, is_parquet
+from console.devices import DeviceFile, csv_to_parquet, is_parquet, to_csv
 from console.errors import CommandError
 from console.home import Home
+from console.partner import COLLECT_AFTER, Partner
 from console.scoring import Scorer
 from console.shipping import Shipping
 from ledger.errors import SpoolFull
 from ledger.spool import Spool
 from router.epoch import Epoch
 from serving.errors import BadRequest
-from serving.table import Table
 
 PART, JOURNAL = ".part", ".part.journal"
 FULL_SECONDS, RETRY_SECONDS = 120.0, 0.5
@@ -225,17 +224,24 @@ def predict(
     """
     if resume and (out is None or name == "-"):
         raise CommandError("--resume needs --devices FILE and --out FILE; a pipe can't be taken up again")
-    # A batch's lists live as long as the batch: looking through them for cycles every 700 of them costs a sixth of the time.
-    gc.set_threshold(50_000, *gc.get_threshold()[1:])
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     scorer = Scorer(graph, home, keep_inputs=inputs if record else False)
     with closing(scorer), closing(DeviceFile(name, scorer.key)) as devices, _recording(scorer, home, record=record) as append:
+
+        def answer_all(answers: Answers, done: int) -> int:
+            # What is recorded waits for the ledger, which has the other core.
+            if record or not devices.worth_sharing():
+                return _answer_all(devices, scorer, answers, batch, done, tick, None)
+            with closing(Partner(graph, home, scorer.epoch, name, batch, done)) as partner:
+                return _answer_all(devices, scorer, answers, batch, done, tick, partner)
+
         if out is None:
-            rows = _answer_all(devices, scorer, StreamAnswers(sys.stdout, append), batch, 0, tick)
+            rows = answer_all(StreamAnswers(sys.stdout, append), 0)
         else:
             run = identify(devices, scorer.epoch, batch=batch, record=record)
             answers = FileAnswers(out, run, append, resume=resume, fsync=scorer.settings.fsync)
             with closing(answers):
-                rows = _answer_all(devices, scorer, answers, batch, answers.rows, tick)
+                rows = answer_all(answers, answers.rows)
                 answers.finish()
     return rows, scorer.epoch.epoch
 
@@ -259,22 +265,33 @@ def _recording(scorer: Scorer, home: Home, *, record: bool) -> Iterator[Callable
             shipping.finish()
 
 
-def _answer_all(devices: DeviceFile, scorer: Scorer, answers: Answers, batch: int, done: int, tick: Tick) -> int:
-    for table in devices.tables(batch, skip=done):
-        try:
-            scored = scorer.score(table)
-        except BadRequest as error:
-            raise CommandError(f"rows from {done} on (counted from 0): {error}; {done} rows were answered") from None
-        answers.add(_csv(scored.answer, header=done == 0), table.count, scored.exposures)
-        done += table.count
-        tick(done, devices.total(done))
+def _answer_all(
+    devices: DeviceFile, scorer: Scorer, answers: Answers, batch: int, done: int, tick: Tick, partner: Partner | None
+) -> int:
+    scored = _scored(devices, scorer, batch, done) if partner is None else _shared(devices, scorer, partner, batch, done)
+    try:
+        for text, rows, exposures in scored:
+            answers.add(text, rows, exposures)
+            done += rows
+            tick(done, devices.total(done))
+    except BadRequest as error:
+        raise CommandError(f"rows from {done} on (counted from 0): {error}; {done} rows were answered") from None
     return done
 
 
-def _csv(table: Table, *, header: bool) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(table.names)
-    writer.writerows(zip(*table.columns, strict=True))
-    return text.getvalue().encode()
+def _scored(devices: DeviceFile, scorer: Scorer, batch: int, skip: int, step: int = 1) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield the answers to each batch as CSV, their number, and the exposures. Raises BadRequest."""
+    header = skip == 0
+    for table in devices.tables(batch, skip=skip, step=step):
+        scored = scorer.score(table)
+        yield to_csv(scored.answer, header=header), table.count, scored.exposures
+        header = False
+
+
+def _shared(devices: DeviceFile, scorer: Scorer, partner: Partner, batch: int, skip: int) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield the same where a partner scores every other batch, and nothing is recorded."""
+    theirs = partner.batches()
+    for mine in _scored(devices, scorer, batch, skip, step=2):
+        yield mine
+        for text, rows in islice(theirs, 1):
+            yield text, rows, b""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.kube import ENGINE, PREDICTIONS, Kube, run, wait_until
+from harness.kube import ENGINE, PREDICTIONS, UNITS, Kube, run, wait_until
 from harness.server import ROOT
 from router.assignment import bucket
 from serving.bundle import load_manifest
@@ -91,9 +91,12 @@ def place(kube: Kube, overlay: str) -> None:
 
 
 def engine(kube: Kube) -> tuple[str, str] | None:
-    """Return name and image of the container that takes the requests, as the operator's Deployment has it."""
-    containers = kube.get("deployment", kube.deployment("engine"))["spec"]["template"]["spec"]["containers"]
-    return next(((c["name"], c["image"]) for c in containers if c["name"] in ("seldon-container-engine", "contender")), None)
+    """Return name and image of the container that takes the requests; None while the operator makes its Deployment anew."""
+    for each in kube.get("deployments", "-l", UNITS)["items"]:
+        for container in each["spec"]["template"]["spec"]["containers"]:
+            if container["name"] in ("seldon-container-engine", "contender"):
+                return container["name"], container["image"]
+    return None
 
 
 def applied(kube: Kube, overlay: str) -> bool:

@@ -224,6 +224,7 @@ def test_a_clients_words_never_become_label_values(busy: Server) -> None:
 
 def test_every_worker_tells_the_sum_and_counts_are_exact_under_concurrency(busy: Server) -> None:
     clients, requests, names = 8, 40, NAMES
+    before = scraped(busy)
 
     def caught_up() -> bool:
         nonlocal before
@@ -232,7 +233,6 @@ def test_every_worker_tells_the_sum_and_counts_are_exact_under_concurrency(busy:
         return before.sum(counted, route=PREDICTIONS) == before.sum(timed, route=PREDICTIONS)
 
     # The worker that is not scraped may still have to add what earlier tests asked it.
-    before = scraped(busy)
     wait_for(caught_up)
 
     def client(number: int) -> list[list[object]]:

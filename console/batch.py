@@ -41,6 +41,9 @@ NUMBERS = {"gender_score": "double", "gender_decile": "int64", "age": "double"}
 
 Tick = Callable[[int, int | None], None]
 
+Batch = tuple[bytes, int, bytes]
+"""Answers as CSV, their number, and the spool line of their exposures."""
+
 
 class Run(msgspec.Struct, frozen=True):
     """What must be the same for a run to go on: the input, the epoch (with bundles and rules), what is recorded and how."""
@@ -227,21 +230,15 @@ def predict(
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     scorer = Scorer(graph, home, keep_inputs=inputs if record else False)
     with closing(scorer), closing(DeviceFile(name, scorer.key)) as devices, _recording(scorer, home, record=record) as append:
-
-        def answer_all(answers: Answers, done: int) -> int:
-            # What is recorded waits for the ledger, which has the other core.
-            if record or not devices.worth_sharing():
-                return _answer_all(devices, scorer, answers, batch, done, tick, None)
-            with closing(Partner(graph, home, scorer.epoch, name, batch, done)) as partner:
-                return _answer_all(devices, scorer, answers, batch, done, tick, partner)
-
         if out is None:
-            rows = answer_all(StreamAnswers(sys.stdout, append), 0)
+            with _scoring(devices, scorer, graph, home, batch, 0, record=record) as scored:
+                rows = _answer_all(scored, StreamAnswers(sys.stdout, append), devices, 0, tick)
         else:
             run = identify(devices, scorer.epoch, batch=batch, record=record)
             answers = FileAnswers(out, run, append, resume=resume, fsync=scorer.settings.fsync)
-            with closing(answers):
-                rows = answer_all(answers, answers.rows)
+            done = answers.rows
+            with closing(answers), _scoring(devices, scorer, graph, home, batch, done, record=record) as scored:
+                rows = _answer_all(scored, answers, devices, done, tick)
                 answers.finish()
     return rows, scorer.epoch.epoch
 
@@ -265,10 +262,19 @@ def _recording(scorer: Scorer, home: Home, *, record: bool) -> Iterator[Callable
             shipping.finish()
 
 
-def _answer_all(
-    devices: DeviceFile, scorer: Scorer, answers: Answers, batch: int, done: int, tick: Tick, partner: Partner | None
-) -> int:
-    scored = _scored(devices, scorer, batch, done) if partner is None else _shared(devices, scorer, partner, batch, done)
+@contextmanager
+def _scoring(
+    devices: DeviceFile, scorer: Scorer, graph: Path, home: Home, batch: int, skip: int, *, record: bool
+) -> Iterator[Iterator[Batch]]:
+    """Yield the scored batches. A second process helps, unless exposures wait for the ledger, which has the other core."""
+    if record or not devices.worth_sharing():
+        yield _scored(devices, scorer, batch, skip, record=record)
+        return
+    with closing(Partner(graph, home, scorer.epoch, devices.name, batch, skip)) as partner:
+        yield _shared(devices, scorer, partner, batch, skip)
+
+
+def _answer_all(scored: Iterator[Batch], answers: Answers, devices: DeviceFile, done: int, tick: Tick) -> int:
     try:
         for text, rows, exposures in scored:
             answers.add(text, rows, exposures)
@@ -279,19 +285,19 @@ def _answer_all(
     return done
 
 
-def _scored(devices: DeviceFile, scorer: Scorer, batch: int, skip: int, step: int = 1) -> Iterator[tuple[bytes, int, bytes]]:
-    """Yield the answers to each batch as CSV, their number, and the exposures. Raises BadRequest."""
+def _scored(devices: DeviceFile, scorer: Scorer, batch: int, skip: int, *, step: int = 1, record: bool) -> Iterator[Batch]:
+    """Yield each batch's answers. Raises BadRequest."""
     header = skip == 0
     for table in devices.tables(batch, skip=skip, step=step):
-        scored = scorer.score(table)
+        scored = scorer.score(table, record=record)
         yield to_csv(scored.answer, header=header), table.count, scored.exposures
         header = False
 
 
-def _shared(devices: DeviceFile, scorer: Scorer, partner: Partner, batch: int, skip: int) -> Iterator[tuple[bytes, int, bytes]]:
+def _shared(devices: DeviceFile, scorer: Scorer, partner: Partner, batch: int, skip: int) -> Iterator[Batch]:
     """Yield the same where a partner scores every other batch, and nothing is recorded."""
     theirs = partner.batches()
-    for mine in _scored(devices, scorer, batch, skip, step=2):
+    for mine in _scored(devices, scorer, batch, skip, step=2, record=False):
         yield mine
         for text, rows in islice(theirs, 1):
             yield text, rows, b""

@@ -66,11 +66,12 @@ class Scorer:
         self._service.follow(_Fixed(self.epoch, secret))
         self._loop = asyncio.new_event_loop()
 
-    def score(self, table: Table) -> Scored:
-        """Return the answer to each row, in order. Raises BadRequest."""
+    def score(self, table: Table, *, record: bool = True) -> Scored:
+        """Return the answer to each row, in order; without `record` there are no exposures. Raises BadRequest."""
         self._lines.clear()
         call = Call()
-        message = self._loop.run_until_complete(self._service.engine.predict(Message.of(table), call))
+        ask = self._service.engine.predict if record else self._service.engine.walk
+        message = self._loop.run_until_complete(ask(Message.of(table), call))
         # Finishers know the call that knows them: taken apart here, or batches would wait for the collector of cycles.
         call.finishers.clear()
         call.followers.clear()

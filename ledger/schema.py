@@ -6,12 +6,11 @@ partitioned by an exposure's id alone, which holds its time, so that an id exist
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text, Uuid
 
 METADATA = MetaData()
 
-ID = String(36).with_variant(UUID(as_uuid=False), "postgresql")
+ID = String(36).with_variant(Uuid(as_uuid=False), "postgresql")
 """16 bytes in PostgreSQL, text in SQLite; in both it sorts as time."""
 
 EPOCHS = Table(

@@ -72,12 +72,13 @@ class Engine:
     async def predict(self, message: Message, call: Call) -> Message:
         """Return the graph's answer. Raises ServingError: a node's failure, or the fault of the engine or the client."""
         try:
-            return _finished(await self._walk(message, call), call)
+            return _finished(await self.walk(message, call), call)
         except AnswerAgain:
             call.routing.clear()
-            return _finished(await self._walk(message, call), call)
+            return _finished(await self.walk(message, call), call)
 
-    async def _walk(self, message: Message, call: Call) -> Message:
+    async def walk(self, message: Message, call: Call) -> Message:
+        """Return the graph's answer without what finishers do: no meta is added, nothing recorded. Raises as `predict`."""
         try:
             return await self._tree.predict(message, call)
         except NodeFailed as failure:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from console.batch import Exposures, FileAnswers, Run
-from console.devices import read_csv
+from console.devices import SHARED_BYTES, read_csv
 from console.errors import CommandError
 from harness.server import CONTENDER, ROOT
 from ledger.errors import SpoolFull
@@ -166,6 +166,67 @@ def test_a_full_spool_is_waited_for_and_then_refused(tmp_path: Path) -> None:
     patient.append(b"z" * 90)
     spool.close()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"z" * 90 + b"\n"]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is large enough for two processes."""
+    path = tmp_path_factory.mktemp("many") / "many.csv"
+    lines = "".join(f"{number},小米,MI {number % 90} of a name that takes some room\n" for number in range(90_500))
+    path.write_text("device_id,phone_brand,device_model\n" + lines, encoding="utf-8")
+    assert path.stat().st_size > SHARED_BYTES
+    return path
+
+
+def answered(home: Path, devices: Path, out: Path, *, processors: set[int], resume: bool = False) -> str:
+    """Score a file unrecorded on these processors; return what was said."""
+    predict = ["predict", "--devices", devices, "--out", out, "--no-record", *(["--resume"] if resume else [])]
+    line, environment = command(home, *predict)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stderr
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: nobody to share with")
+def test_two_processes_answer_as_one_does_and_stop_at_the_same_row(many: Path, tmp_path: Path) -> None:
+    all_of_them = os.sched_getaffinity(0)
+    alone, shared, bad = tmp_path / "alone.csv", tmp_path / "shared.csv", tmp_path / "bad.csv"
+    assert "90500 rows answered" in answered(tmp_path / "home", many, alone, processors={min(all_of_them)})
+    assert "90500 rows answered" in answered(tmp_path / "home", many, shared, processors=all_of_them)
+    assert shared.read_bytes() == alone.read_bytes()
+    text = many.read_text(encoding="utf-8").splitlines(keepends=True)
+    for broken, said in (("x" * 1025 + ",a,b\n", "row 200, field 'device_id'"), ("1,2,3,4\n", "line 81202: 4 values")):
+        bad.write_text("".join([*text[:81_201], broken, *text[81_202:]]), encoding="utf-8")
+        told = {
+            answered(tmp_path / "home", bad, tmp_path / f"{len(processors)}.csv", processors=processors)
+            for processors in ({min(all_of_them)}, all_of_them)
+        }
+        assert len(told) == 1
+        assert said in told.pop()
+        parts = [tmp_path / f"{count}.csv.part" for count in (1, len(all_of_them))]
+        assert parts[0].read_bytes() == parts[1].read_bytes()
+        assert parts[0].read_bytes().count(b"\n") == 81_001
+        for part in parts:
+            part.unlink()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: nobody to share with")
+def test_two_processes_go_on_where_they_were_killed(many: Path, tmp_path: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "out.csv"
+    line, environment = command(home, "predict", "--devices", many, "--out", out, "--no-record")
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    part = tmp_path / "out.csv.part"
+    while not part.exists() or part.stat().st_size < 1_000_000:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert "90500 rows answered" in answered(home, many, out, processors=os.sched_getaffinity(0), resume=True)
+    keys = [row.split(",", 1)[0] for row in out.read_text(encoding="utf-8").splitlines()[1:]]
+    assert keys == [str(number) for number in range(90_500)]
 
 
 @pytest.mark.parametrize("skip", [0, 1, 3, 7])

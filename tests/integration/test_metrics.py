@@ -286,6 +286,14 @@ def test_every_worker_tells_the_sum_and_counts_are_exact_under_concurrency(busy:
         return {key: value for key, value in scraped(busy).samples.items() if not key[0].startswith(volatile)}
 
     first = settled()
+
+    def still() -> bool:
+        nonlocal first
+        time.sleep(0.3)  # longer than a worker keeps what it counted to itself
+        earlier, first = first, settled()
+        return earlier == first
+
+    wait_for(still)
     # Each scrape is a connection of its own, so that both workers answer some.
     assert all(settled() == first for _ in range(8))
 

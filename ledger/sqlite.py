@@ -35,7 +35,7 @@ CACHE_KIB = 32 * 1024
 
 CHECKPOINT_PAGES = 4_000
 """Pages of the write-ahead log (16 MiB) that are moved into the file together: a page of an index, written at random places
-in every transaction, is then moved once instead of four times. A larger log would be moved by longer writes beside the spool's."""
+in every transaction, is then moved once instead of four times. A larger log would be moved in longer writes."""
 
 PRUNE_ROWS = 2_000
 """Rows deleted in one transaction, so that others wait for some 20 ms."""

@@ -19,10 +19,11 @@ def pods(deployment: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for index, component in enumerate(predictor["componentSpecs"]):
             name = f"{metadata['name']}-{predictor['name']}-{index}"
             labels = {"seldon-deployment-id": metadata["name"], **component["metadata"].get("labels", {})}
+            annotations = component["metadata"].get("annotations", {})
             yield {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": name, "namespace": metadata["namespace"], "labels": labels},
+                "metadata": {"name": name, "namespace": metadata["namespace"], "labels": labels, "annotations": annotations},
                 # The operator's default for the pod, see DEFAULT_USER_ID in its Deployment.
                 "spec": {"securityContext": {"runAsUser": 8888}, **component["spec"]},
             }

@@ -91,7 +91,7 @@ kind-down: ## Delete that cluster, its ledger included
 e2e: env ## Test what `make kind` made: answers, split, share, panels
 	@$(BIN)/pytest tests/cluster -m "not drill" $(ARGS)
 
-e2e-full: env ## Test it while pods are rolled and killed, a node is drained, PostgreSQL and the API server stop
+e2e-full: env ## The same and more: pods rolled and killed, a node drained, PostgreSQL and the API server stopped
 	@$(BIN)/pytest tests/cluster $(ARGS)
 
 bench: env units ## Measure every way to serve, side by side (needs wrk; ARGS=--quick for two minutes)

@@ -18,6 +18,8 @@ from harness.kube import missing, wait_until
 from harness.server import Server
 from router.assignment import bucket
 
+pytestmark = pytest.mark.drill
+
 CUSTOMERS = [f"customer-{number}" for number in range(200)]
 
 

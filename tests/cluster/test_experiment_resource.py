@@ -18,6 +18,8 @@ from router.cluster import Cluster
 from router.errors import ChangeConflict, ClusterError
 from router.resource import Resource
 
+pytestmark = pytest.mark.drill
+
 HASH = "ab" * 32
 ONE, OTHER, THIRD = "1" * 64, "2" * 64, "3" * 64
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.experiments import Namespace, namespace
 from harness.kube import Kube, cluster_name, missing
 from harness.report import REPORT, Report
 
@@ -16,6 +17,23 @@ def kube() -> Kube:
     if reason is not None:
         pytest.skip(reason)
     return Kube(cluster_name())
+
+
+@pytest.fixture(scope="module")
+def space() -> Iterator[Namespace]:
+    """A namespace for Experiments of the tests' own."""
+    if reason := missing():
+        pytest.skip(reason)
+    with namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def own(space: Namespace) -> Namespace:
+    """The namespace with an Experiment fresh from Git."""
+    space.kubectl("delete", "experiment", "--all")
+    space.apply()
+    return space
 
 
 @pytest.fixture(scope="session")

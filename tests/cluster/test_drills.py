@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 UNIT, PLATFORM = "contender-unit:0.1.0", "contender-platform:0.1.0"
 ENGINE_SPEC, CHAMPION_SPEC, CHALLENGER_SPEC = range(3)
 APISERVER = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+ASIDE = "/etc/kubernetes/kube-apiserver.yaml"
+"""Where the node's kubelet does not look for it."""
 
 
 @pytest.fixture(autouse=True)
@@ -167,11 +169,11 @@ def test_postgresql_is_away_for_two_minutes(kube: Kube, report: Report) -> None:
 def test_the_api_server_is_stopped_for_a_minute(kube: Kube, report: Report) -> None:
     node = f"{kube.name}-control-plane"
     with Traffic(kube) as traffic:
-        run(["docker", "exec", node, "mv", APISERVER, "/root/kube-apiserver.yaml"])
+        run(["docker", "exec", node, "mv", APISERVER, ASIDE])
         try:
             traffic.run_for(60)
         finally:
-            run(["docker", "exec", node, "mv", "/root/kube-apiserver.yaml", APISERVER])
+            run(["docker", "exec", node, "mv", ASIDE, APISERVER])
         wait_until(
             lambda: run(["kubectl", "--context", kube.context, "get", "--raw", "/readyz"], check=False).stdout == "ok",
             120,

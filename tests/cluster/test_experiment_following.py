@@ -13,30 +13,14 @@ from typing import Any
 import pytest
 
 from harness.clients import NAMES
-from harness.experiments import NAME, Namespace, Relay, engine, namespace, settled
-from harness.kube import missing, wait_until
+from harness.experiments import NAME, Namespace, Relay, engine, settled
+from harness.kube import wait_until
 from harness.server import Server
 from router.assignment import bucket
 
 pytestmark = pytest.mark.drill
 
 CUSTOMERS = [f"customer-{number}" for number in range(200)]
-
-
-@pytest.fixture(scope="module")
-def space() -> Iterator[Namespace]:
-    if reason := missing():
-        pytest.skip(reason)
-    with namespace() as made:
-        yield made
-
-
-@pytest.fixture
-def own(space: Namespace) -> Namespace:
-    """The namespace with an Experiment fresh from Git."""
-    space.kubectl("delete", "experiment", "--all")
-    space.apply()
-    return space
 
 
 @pytest.fixture

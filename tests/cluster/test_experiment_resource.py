@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.experiments import MANIFEST, NAME, Namespace, namespace
-from harness.kube import missing, wait_until
+from harness.experiments import MANIFEST, NAME, Namespace
+from harness.kube import wait_until
 from router.cluster import Cluster
 from router.errors import ChangeConflict, ClusterError
 from router.resource import Resource
@@ -22,22 +22,6 @@ pytestmark = pytest.mark.drill
 
 HASH = "ab" * 32
 ONE, OTHER, THIRD = "1" * 64, "2" * 64, "3" * 64
-
-
-@pytest.fixture(scope="module")
-def space() -> Iterator[Namespace]:
-    if reason := missing():
-        pytest.skip(reason)
-    with namespace() as made:
-        yield made
-
-
-@pytest.fixture
-def own(space: Namespace) -> Namespace:
-    """The namespace with an Experiment fresh from Git."""
-    space.kubectl("delete", "experiment", "--all")
-    space.apply()
-    return space
 
 
 @pytest.fixture

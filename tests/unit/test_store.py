@@ -48,25 +48,8 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def batch(count: int = 1, *, at: datetime = START, test: str = "campaigns", inputs: bool = False) -> ExposureBatch:
-    names = ["brand", "events"]
-    return ExposureBatch(
-        id=uuid7(),
-        puid="p",
-        at=timestamp(at),
-        test=test,
-        epoch=1,
-        latency_ms=1.25,
-        customers=[f"customer-{row}" for row in range(count)],
-        buckets=[row % 10_000 for row in range(count)],
-        assigned=["challenger"] * count,
-        served=["champion"] * count,
-        reasons=["fallback:error"] * count,
-        propensities=[0.1] * count,
-        digests=["d" * 64] * count,
-        scores={"age": [30.5] * count},
-        decision={"campaigns": ["1,2"] * count},
-        inputs={"names": names, "rows": [["小米", row] for row in range(count)]} if inputs else None,
-    )
+    fields: dict[str, Any] = {} if inputs else {"inputs": None}
+    return exposures(count, id=uuid7(), at=timestamp(at), test=test, **fields)
 
 
 def document(epoch: int, **content: Any) -> bytes:
